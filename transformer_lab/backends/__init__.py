@@ -1,0 +1,1 @@
+"""One short file per framework, and `manual`: the plain version of every operation, written once for all of them."""

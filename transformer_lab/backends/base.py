@@ -1,0 +1,219 @@
+"""What a backend is: a namespace of plain algebra, about ten primitives, and the operations of the decoder.
+
+A backend is one file beside this one and one YAML under conf/backend. It subclasses `Backend`, gives the primitives,
+and may list faster versions of the operations in `implementations`. Which version of each operation runs is decided
+once, here, when the object is built. This file names no framework and knows nothing of models.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from transformer_lab.backends import manual
+from transformer_lab.errors import ConfigurationError
+
+OPERATIONS = (
+    "linear",
+    "embed",
+    "layer_norm",
+    "rms_norm",
+    "gelu_tanh",
+    "gelu_erf",
+    "relu",
+    "silu",
+    "softmax",
+    "rotary",
+    "attention",
+    "cross_entropy",
+)
+BUCKETS = (64, 128, 256, 384, 512, 768, 1024)  # then every multiple of 1024
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A faster version of an operation.
+
+    run(ops, *arguments) computes it. unavailable(ops) says in words why it cannot run here, or None.
+    pack(ops, kernel) and unpack(ops, packed), for `linear` only: the way from a NumPy kernel [in, out] to the form in
+    which this version wants it, and back. `run` must take a plain [in, out] array as well: training has no packed ones.
+    """
+
+    run: Callable[..., Any]
+    unavailable: Callable[[Any], str | None] = lambda ops: None
+    pack: Callable[[Any, Any], Any] | None = None
+    unpack: Callable[[Any, Any], Any] | None = None
+
+
+class Backend:
+    """The `ops` object that the model is given. One device per object; arrays are the framework's own.
+
+    device: "cpu" or what the framework calls its devices. precision: one of `precisions`.
+    ops: "fused" (the best version of each operation that runs here), "manual" (the plain one), or a mapping
+    operation -> "fused", "manual" or the name of a version; what is not named is fused.
+
+    Raises ConfigurationError for an unknown precision, operation or version, and UnavailableError for a device or a
+    framework that is not there.
+    """
+
+    name: ClassVar[str]
+    version: str
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float64")
+    implementations: ClassVar[Mapping[str, Mapping[str, Implementation]]] = {}  # the best first
+    can_train: ClassVar[bool] = True
+    in_place: ClassVar[bool] = True  # slice_update writes into its target, so a view of a cache can be updated
+    steps_per_call: ClassVar[int] = 1  # how many tokens one call of a compiled decoding step may produce
+
+    xp: Any  # the array namespace: reshape, permute_dims, where, exp, sum, max, ... of the array API standard
+    float_dtype: Any
+    index_dtype: Any
+    array_device: Any = None  # the device as xp's creation functions take it
+
+    def __init__(
+        self, device: str = "cpu", precision: str = "float32", ops: str | Mapping[str, str] = "fused"
+    ) -> None:
+        if precision not in self.precisions:
+            message = (
+                f"The {self.name} backend does not offer precision={precision}; it offers {', '.join(self.precisions)}."
+            )
+            raise ConfigurationError(message)
+        self.precision = precision
+        self.device = device
+        self.open_device(device)
+        self.ops = self._bind(ops)
+
+    def _bind(self, choice: str | Mapping[str, str]) -> dict[str, str]:
+        """Sets self.linear and so on; returns operation -> name of the version that was chosen."""
+        wanted = dict.fromkeys(OPERATIONS, choice) if isinstance(choice, str) else dict(choice)
+        for operation in wanted:
+            if operation not in OPERATIONS:
+                message = f"There is no operation {operation!r}; there are {', '.join(OPERATIONS)}."
+                raise ConfigurationError(message)
+        chosen: dict[str, str] = {}
+        self.linear_implementation: Implementation | None = None
+        for operation in OPERATIONS:
+            name, implementation = self._choose(operation, wanted.get(operation, "fused"))
+            chosen[operation] = name
+            run = implementation.run if implementation else getattr(manual, operation)
+            setattr(self, operation, partial(run, self))
+            if operation == "linear":
+                self.linear_implementation = implementation
+        return chosen
+
+    def _choose(self, operation: str, wanted: str) -> tuple[str, Implementation | None]:
+        listed = self.implementations.get(operation, {})
+        if wanted == "manual":
+            return "manual", None
+        if wanted == "fused":
+            for name, implementation in listed.items():
+                if implementation.unavailable(self) is None:
+                    return name, implementation
+            return "manual", None
+        if wanted not in listed:
+            message = (
+                f"{operation}={wanted} is not available on the {self.name} backend; "
+                f"choose one of {', '.join(['fused', 'manual', *listed])}."
+            )
+            raise ConfigurationError(message)
+        reason = listed[wanted].unavailable(self)
+        if reason is not None:
+            message = f"{operation}={wanted} cannot be used on the {self.name} backend here: {reason}"
+            raise ConfigurationError(message)
+        return wanted, listed[wanted]
+
+    # --- parameters -------------------------------------------------------------------------------------------------
+
+    def place(self, name: str, array: np.ndarray) -> Any:
+        """A parameter by its dotted name, from NumPy to where and how the bound operations want it."""
+        if name.endswith(".kernel") and self.linear_implementation and self.linear_implementation.pack:
+            return self.linear_implementation.pack(self, array)
+        return self.asarray(np.ascontiguousarray(array))
+
+    def recover(self, name: str, parameter: Any) -> np.ndarray:
+        """The inverse of `place`: a NumPy array, kernels as [in, out]."""
+        if name.endswith(".kernel") and self.linear_implementation and self.linear_implementation.unpack:
+            parameter = self.linear_implementation.unpack(self, parameter)
+        return self.to_numpy(parameter)
+
+    # --- what each backend gives ------------------------------------------------------------------------------------
+
+    def open_device(self, device: str) -> None:
+        """Sets up the device, xp and dtypes. Raises UnavailableError if the device is not there."""
+        raise NotImplementedError
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        """NumPy array or numbers -> an array here. Floats become float_dtype, integers index_dtype, unless given."""
+        raise NotImplementedError
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        """An array -> NumPy. The result may share memory with x: copy it before x is consumed."""
+        raise NotImplementedError
+
+    def cast(self, x: Any, dtype: Any) -> Any:
+        raise NotImplementedError
+
+    def zeros(self, shape: tuple[int, ...]) -> Any:
+        """A fresh array of float_dtype."""
+        return self.xp.zeros(shape, dtype=self.float_dtype, device=self.array_device)
+
+    def wait(self, x: Any) -> Any:
+        """Returns x when it is computed."""
+        return x
+
+    def slice_update(self, target: Any, update: Any, start: Any, axis: int) -> Any:
+        """target[b, ..., start[b] : start[b] + T, ...] = update[b] for each row b, along `axis`; returns the result.
+
+        target [B, ..., C, ...], update [B, ..., T, ...], start integers [B] with start + T <= C.
+        It CONSUMES target: written in place on NumPy and torch, donated on JAX. Use only what is returned:
+
+            cache = ops.slice_update(cache, new, start, axis=2)      # right
+            other = ops.slice_update(cache, new, start, axis=2)      # `cache` is now changed, or the same, or gone
+        """
+        raise NotImplementedError
+
+    def scatter_add(self, target: Any, index: Any, update: Any) -> Any:
+        """target[index[n]] += update[n] for n in order, repeated indices summed. Consumes target.
+
+        target [R, ...], index integers [N], update [N, ...].
+        """
+        raise NotImplementedError
+
+    def top_k(self, x: Any, k: int) -> tuple[Any, Any]:
+        """The k largest along the last axis, largest first, ties to the lower index -> (values, indices) [..., k]."""
+        order = self.xp.argsort(-x, axis=-1, stable=True)[..., :k]
+        return self.xp.take_along_axis(x, order, axis=-1), self.cast(order, self.index_dtype)
+
+    def erfc(self, x: Any) -> Any:
+        """1 - erf(x), elementwise; it is not in the array API standard."""
+        raise NotImplementedError
+
+    def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+        """A function of arrays (and trees of arrays) made ready to be called often.
+
+        `donate`: positions of arguments that are consumed. Weights are arguments, never closed over.
+        """
+        raise NotImplementedError
+
+    def repeat(self, step: Callable[[Any, Any], Any], count: Any, carry: Any) -> Any:
+        """carry = step(i, carry) for i in range(count); count may be traced on a backend that compiles."""
+        for i in range(int(count)):
+            carry = step(i, carry)
+        return carry
+
+    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+        """f(params, *arguments) -> scalar becomes one that returns (the scalar, a tree of gradients like params)."""
+        raise NotImplementedError
+
+    def bucket(self, length: int, limit: int) -> int:
+        """The length to pad to, at most `limit`: `length` itself unless every new shape costs a compilation."""
+        return length
+
+
+def bucket_length(length: int, limit: int) -> int:
+    """The smallest bucket that holds `length`, at most `limit`."""
+    for size in BUCKETS:
+        if length <= size:
+            return min(size, limit)
+    return min(-(-length // 1024) * 1024, limit)

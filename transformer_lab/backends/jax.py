@@ -1,0 +1,140 @@
+"""The JAX backend: CPU, CUDA and TPU, compiled. The only file that names jax.
+
+JAX's switch for 64-bit types is global. Here it is scoped: a backend of precision float64 or exact turns it on around
+each trace and call and nowhere else, so float32 and float64 live in one process.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+
+from transformer_lab.backends import manual
+from transformer_lab.backends.base import Backend, Implementation, bucket_length
+from transformer_lab.errors import UnavailableError
+
+try:
+    import jax
+    import jax.numpy as jnp
+except ImportError as error:
+    message = "The jax backend needs JAX, which is not installed. Run: pip install 'transformer_lab[jax]'"
+    raise UnavailableError(message) from error
+
+
+def split_linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
+    """x times a kernel that is stored as two halves of its columns.
+
+    XLA runs one product of a single row on one core, and two independent ones on two.
+    """
+    if not isinstance(kernel, tuple):
+        return manual.linear(ops, x, kernel, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    y = jnp.concatenate([rows @ half for half in kernel], axis=-1).reshape(*x.shape[:-1], -1)
+    return y if bias is None else y + bias
+
+
+def split_pack(ops: Any, kernel: np.ndarray) -> Any:
+    middle = -(-kernel.shape[1] // 2)
+    return tuple(ops.asarray(np.ascontiguousarray(half)) for half in (kernel[:, :middle], kernel[:, middle:]))
+
+
+def split_unpack(ops: Any, kernel: Any) -> Any:
+    return np.concatenate([np.asarray(half) for half in kernel], axis=1)
+
+
+def split_unavailable(ops: Any) -> str | None:
+    return None if ops.device == "cpu" else "the kernel is split for the cores of a CPU."
+
+
+class JaxBackend(Backend):
+    """JAX. device: "cpu", "cuda", "tpu", or what jax.devices(...) takes, with an optional number ("cuda:1")."""
+
+    name = "jax"
+    in_place = False
+    steps_per_call = 16
+    implementations: ClassVar[Mapping[str, Mapping[str, Implementation]]] = {
+        "linear": {"split": Implementation(split_linear, split_unavailable, split_pack, split_unpack)},
+        "gelu_tanh": {"jax": Implementation(lambda ops, x: jax.nn.gelu(x, approximate=True))},
+        "gelu_erf": {"jax": Implementation(lambda ops, x: jax.nn.gelu(x, approximate=False))},
+        "softmax": {"jax": Implementation(lambda ops, x: jax.nn.softmax(x, axis=-1))},
+    }
+    xp = jnp
+
+    def open_device(self, device: str) -> None:
+        self.version = jax.__version__
+        kind, _, number = device.partition(":")
+        try:
+            self.jax_device = jax.devices(kind)[int(number or 0)]
+        except (RuntimeError, IndexError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            message = f"JAX has no device {device!r} on this machine ({reason}). Use backend.device=cpu."
+            raise UnavailableError(message) from error
+        self.wide = self.precision != "float32"
+        self.float_dtype: Any = np.dtype(self.precision)
+        self.index_dtype: Any = np.dtype(np.int32)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """What must hold around every trace and call: this backend's device, and 64-bit types if it needs them."""
+        with jax.enable_x64(self.wide), jax.default_device(self.jax_device):
+            yield
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        array = x if isinstance(x, jax.Array) else np.asarray(x)
+        if dtype is None:
+            dtype = self.float_dtype if jnp.issubdtype(array.dtype, np.floating) else self.index_dtype
+        with self.scope():
+            return jax.device_put(array.astype(dtype), self.jax_device)
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return np.asarray(x)
+
+    def cast(self, x: Any, dtype: Any) -> Any:
+        return x.astype(dtype)
+
+    def zeros(self, shape: tuple[int, ...]) -> Any:
+        with self.scope():
+            return jnp.zeros(shape, self.float_dtype)
+
+    def wait(self, x: Any) -> Any:
+        return jax.block_until_ready(x)
+
+    def slice_update(self, target: Any, update: Any, start: Any, axis: int) -> Any:
+        def one(row: Any, new: Any, first: Any) -> Any:
+            return jax.lax.dynamic_update_slice_in_dim(row, new, first, axis - 1)
+
+        if target.shape[0] == 1:
+            return jax.lax.dynamic_update_slice_in_dim(target, update, start[0], axis)
+        return jax.vmap(one)(target, update, start)
+
+    def scatter_add(self, target: Any, index: Any, update: Any) -> Any:
+        return target.at[index].add(update)
+
+    def top_k(self, x: Any, k: int) -> tuple[Any, Any]:
+        values, indices = jax.lax.top_k(x, k)  # ties go to the lower index, as its documentation says
+        return values, indices.astype(self.index_dtype)
+
+    def erfc(self, x: Any) -> Any:
+        return jax.lax.erfc(x)
+
+    def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+        compiled = jax.jit(function, donate_argnums=donate)
+
+        @functools.wraps(function)
+        def scoped(*arguments: Any) -> Any:
+            with self.scope():
+                return compiled(*arguments)
+
+        scoped.traces = compiled._cache_size  # type: ignore[attr-defined]  # how many shapes were compiled
+        return scoped
+
+    def repeat(self, step: Callable[[Any, Any], Any], count: Any, carry: Any) -> Any:
+        return jax.lax.fori_loop(0, count, step, carry)
+
+    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+        return self.compile(jax.value_and_grad(function))
+
+    def bucket(self, length: int, limit: int) -> int:
+        return bucket_length(length, limit)

@@ -1,0 +1,146 @@
+"""The NumPy backend: the native track's home, and on processors the one that runs at the speed of memory."""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import array_api_compat.numpy as array_namespace
+import numpy as np
+
+from transformer_lab.backends import manual
+from transformer_lab.backends.base import Backend, Implementation
+from transformer_lab.backends.error_function import erfc
+from transformer_lab.errors import ConfigurationError, UnavailableError
+
+
+def pack_kernel(ops: Any, kernel: np.ndarray) -> np.ndarray:
+    """[in, out] as a view of an array stored [out, in], in memory that NumPy allocated.
+
+    One decoded token is one row times each kernel, and OpenBLAS reads [out, in] times a vector with both cores at the
+    memory's rate. NumPy asks for 2 MB pages for its own large arrays; a memory-mapped file has 4 KB ones.
+    """
+    stored = np.empty(kernel.shape[::-1], ops.float_dtype)
+    stored[...] = kernel.T
+    return stored.T
+
+
+def linear(ops: Any, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """One row is a matrix times a vector; more rows are a product of two matrices. The bias is added in place."""
+    if x.size == x.shape[-1]:
+        y = kernel.T @ x.reshape(-1)
+    else:
+        y = x.reshape(-1, x.shape[-1]) @ kernel
+    if bias is not None:
+        y += bias
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def layer_norm(ops: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: float) -> np.ndarray:
+    y = x - x.mean(axis=-1, keepdims=True)
+    variance = np.einsum("...d,...d->...", y, y)[..., None] / x.shape[-1]
+    y *= 1.0 / np.sqrt(variance + epsilon)
+    y *= weight
+    y += bias
+    return y
+
+
+def gelu_tanh(ops: Any, x: np.ndarray) -> np.ndarray:
+    """The plain formula with one temporary array in place of six."""
+    y = x * x
+    y *= 0.044715
+    y += 1.0
+    y *= x
+    y *= -2.0 * math.sqrt(2.0 / math.pi)
+    np.minimum(y, 80.0, out=y)
+    np.exp(y, out=y)
+    y += 1.0
+    np.divide(x, y, out=y)
+    return y
+
+
+def softmax_in_place(x: np.ndarray) -> np.ndarray:
+    x -= x.max(axis=-1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(axis=-1, keepdims=True)
+    return x
+
+
+def softmax(ops: Any, x: np.ndarray) -> np.ndarray:
+    return softmax_in_place(x.copy())
+
+
+def attention(
+    ops: Any,
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    start: np.ndarray,
+    scale: float,
+    tap: Any = manual.identity,
+) -> np.ndarray:
+    """The plain version with scores, mask and softmax in one buffer; it shows neither scores nor pattern."""
+    batch, heads, queries, size = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    rows = query.reshape(batch, kv_heads, -1, size)
+    scores = (rows * scale) @ np.matrix_transpose(key)  # [B, K, G * T, S]
+    if queries > 1 or int(start.min()) + 1 < keys:  # else every key is visible
+        hidden = ~manual.visible_keys(ops, start, queries, keys)  # [B, T, S]
+        by_head = scores.reshape(batch, heads, queries, keys)
+        np.copyto(by_head, -np.inf, where=hidden[:, None])
+    return (softmax_in_place(scores) @ value).reshape(batch, heads, queries, size)
+
+
+class NumpyBackend(Backend):
+    """NumPy on the CPU. It computes gradients nowhere yet, so it cannot train."""
+
+    name = "numpy"
+    can_train = False
+    implementations: ClassVar = {
+        "linear": {"gemv": Implementation(linear, pack=pack_kernel)},
+        "layer_norm": {"in_place": Implementation(layer_norm)},
+        "gelu_tanh": {"in_place": Implementation(gelu_tanh)},
+        "softmax": {"in_place": Implementation(softmax)},
+        "attention": {"in_place": Implementation(attention)},
+    }
+    xp = array_namespace
+
+    def open_device(self, device: str) -> None:
+        if device != "cpu":
+            message = f"The numpy backend runs on the CPU alone, and device={device} was asked for. Use device=cpu."
+            raise UnavailableError(message)
+        self.version = np.__version__
+        self.float_dtype: Any = np.dtype(self.precision)
+        self.index_dtype: Any = np.dtype(np.int64)
+
+    def asarray(self, x: Any, dtype: Any = None) -> np.ndarray:
+        array = np.asarray(x)
+        if dtype is None:
+            dtype = self.float_dtype if array.dtype.kind == "f" else self.index_dtype
+        return array.astype(dtype, copy=False)
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return np.asarray(x)
+
+    def cast(self, x: Any, dtype: Any) -> Any:
+        return x.astype(dtype, copy=False)
+
+    def slice_update(self, target: Any, update: Any, start: Any, axis: int) -> Any:
+        length = update.shape[axis]
+        before = (slice(None),) * (axis - 1)
+        for row, first in enumerate(start.tolist()):
+            target[(row, *before, slice(first, first + length))] = update[row]
+        return target
+
+    def scatter_add(self, target: Any, index: Any, update: Any) -> Any:
+        np.add.at(target, index, update)
+        return target
+
+    def erfc(self, x: Any) -> Any:
+        return self.cast(erfc(self.xp, self.cast(x, self.xp.float64)), x.dtype)
+
+    def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+        return function
+
+    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+        message = "The numpy backend has no gradients. Choose backend=torch or backend=jax to train."
+        raise ConfigurationError(message)

@@ -1,0 +1,173 @@
+"""The PyTorch backend: CPU, CUDA and MPS, eager. The only file that names torch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from transformer_lab.backends import manual
+from transformer_lab.backends.base import Backend, Implementation
+from transformer_lab.errors import UnavailableError
+
+try:
+    import array_api_compat.torch as array_namespace
+    import torch
+    from torch.nn import functional
+except ImportError as error:
+    message = "The torch backend needs PyTorch, which is not installed. Run: pip install 'transformer_lab[torch]'"
+    raise UnavailableError(message) from error
+
+
+def linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
+    return functional.linear(x, kernel.T, bias)
+
+
+def pack_transposed(ops: Any, kernel: np.ndarray) -> Any:
+    """[in, out] as a view of a tensor stored [out, in], the form that functional.linear reads best."""
+    return ops.asarray(np.ascontiguousarray(kernel.T)).T
+
+
+def onednn_linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
+    """x times a kernel in oneDNN's own blocked layout; a plain kernel is answered by functional.linear."""
+    if not kernel.is_mkldnn:
+        return functional.linear(x, kernel.T, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, kernel, bias, "none", [], "")
+
+
+def onednn_pack(ops: Any, kernel: np.ndarray) -> Any:
+    return torch.ops.mkldnn._reorder_linear_weight(ops.asarray(np.ascontiguousarray(kernel.T)).to_mkldnn())
+
+
+def onednn_unpack(ops: Any, kernel: Any) -> Any:
+    return kernel.to_dense().T
+
+
+def onednn_unavailable(ops: Any) -> str | None:
+    """oneDNN's packed product is private to torch: it is used where it is there and right, and only then."""
+    if ops.precision != "float32" or ops.device != "cpu":
+        return "oneDNN's packed product serves float32 on the CPU."
+    try:
+        values = np.random.default_rng(0).standard_normal((3, 48, 32))
+        x, kernel, bias = values[0, :4], values[1, :32, :16], values[2, 0, :16]
+        packed = onednn_pack(ops, kernel)
+        with torch.no_grad():
+            found = [onednn_linear(ops, ops.asarray(rows), packed, ops.asarray(bias)) for rows in (x, x[:1])]
+        for rows, y in zip((x, x[:1]), found, strict=True):
+            np.testing.assert_allclose(y.numpy(), rows @ kernel + bias, rtol=0, atol=1e-4)
+        np.testing.assert_array_equal(ops.to_numpy(onednn_unpack(ops, packed)), kernel.astype(np.float32))
+    except (AttributeError, RuntimeError, TypeError, AssertionError) as error:
+        return f"this torch does not offer oneDNN's packed product ({str(error).strip().splitlines()[0]})."
+    return None
+
+
+def layer_norm(ops: Any, x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
+    return functional.layer_norm(x, (x.shape[-1],), weight, bias, epsilon)
+
+
+def rms_norm(ops: Any, x: Any, weight: Any, epsilon: float) -> Any:
+    return functional.rms_norm(x, (x.shape[-1],), weight, epsilon)
+
+
+def attention(
+    ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = manual.identity
+) -> Any:
+    """torch's scaled_dot_product_attention; it shows neither scores nor pattern."""
+    queries, keys = query.shape[2], key.shape[2]
+    # start + T <= S always holds, so S = T says that every row starts at 0.
+    causal = queries == keys
+    mask = None if causal else manual.visible_keys(ops, start, queries, keys)[:, None]
+    return functional.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+def cross_entropy(ops: Any, logits: Any, targets: Any) -> Any:
+    rows = logits.reshape(-1, logits.shape[-1])
+    return functional.cross_entropy(rows, targets.reshape(-1), reduction="none").reshape(targets.shape)
+
+
+class TorchBackend(Backend):
+    """PyTorch. device: "cpu", "cuda", "cuda:1", "mps", ..."""
+
+    name = "torch"
+    implementations: ClassVar[Mapping[str, Mapping[str, Implementation]]] = {
+        "linear": {
+            "onednn": Implementation(onednn_linear, onednn_unavailable, onednn_pack, onednn_unpack),
+            "torch": Implementation(linear, pack=pack_transposed),
+        },
+        "layer_norm": {"torch": Implementation(layer_norm)},
+        "rms_norm": {"torch": Implementation(rms_norm)},
+        "gelu_tanh": {"torch": Implementation(lambda ops, x: functional.gelu(x, approximate="tanh"))},
+        "gelu_erf": {"torch": Implementation(lambda ops, x: functional.gelu(x))},
+        "relu": {"torch": Implementation(lambda ops, x: functional.relu(x))},
+        "silu": {"torch": Implementation(lambda ops, x: functional.silu(x))},
+        "softmax": {"torch": Implementation(lambda ops, x: functional.softmax(x, dim=-1))},
+        "attention": {"sdpa": Implementation(attention)},
+        "cross_entropy": {"torch": Implementation(cross_entropy)},
+    }
+    xp = array_namespace
+
+    def open_device(self, device: str) -> None:
+        self.version = torch.__version__
+        try:
+            self.array_device = torch.device(device)
+            torch.zeros(1, device=self.array_device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            message = f"torch has no device {device!r} on this machine ({reason}). Use backend.device=cpu."
+            raise UnavailableError(message) from error
+        self.float_dtype: Any = getattr(torch, self.precision)
+        self.index_dtype: Any = torch.int64
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        tensor = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x, copy=None, order="C"))
+        if dtype is None:
+            dtype = self.float_dtype if tensor.dtype.is_floating_point else self.index_dtype
+        return tensor.to(device=self.array_device, dtype=dtype)
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        result: np.ndarray = x.detach().cpu().numpy()
+        return result
+
+    def cast(self, x: Any, dtype: Any) -> Any:
+        return x.to(dtype)
+
+    def wait(self, x: Any) -> Any:
+        if self.array_device.type == "cuda":
+            torch.cuda.synchronize(self.array_device)
+        return x
+
+    def slice_update(self, target: Any, update: Any, start: Any, axis: int) -> Any:
+        length = update.shape[axis]
+        if target.shape[0] == 1:
+            positions = start + torch.arange(length, device=start.device)
+            return target.index_copy_(axis, positions, update)
+        # One index for each row and position, laid over the other axes by scatter.
+        positions = start[:, None] + torch.arange(length, device=start.device)
+        shape = [update.shape[0]] + [1] * (update.ndim - 1)
+        shape[axis] = length
+        return target.scatter_(axis, positions.reshape(shape).expand(update.shape), update)
+
+    def scatter_add(self, target: Any, index: Any, update: Any) -> Any:
+        return target.index_add_(0, index, update)
+
+    def erfc(self, x: Any) -> Any:
+        return torch.special.erfc(x)
+
+    def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+        def eager(*arguments: Any) -> Any:
+            with torch.inference_mode():
+                return function(*arguments)
+
+        return eager
+
+    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+        def both(params: Any, *arguments: Any) -> tuple[Any, Any]:
+            leaves, structure = torch.utils._pytree.tree_flatten(params)
+            with torch.inference_mode(False), torch.enable_grad():
+                leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+                value = function(torch.utils._pytree.tree_unflatten(leaves, structure), *arguments)
+                gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+            return value.detach(), torch.utils._pytree.tree_unflatten(list(gradients), structure)
+
+        return both

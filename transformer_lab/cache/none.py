@@ -1,0 +1,14 @@
+"""No cache: every token is computed from the whole text before it. Slow and obvious, the judge of the other policies."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformer_lab.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class NoCache:
+    """It is what `cache=none` builds; decoding then runs the whole sequence again for each token."""
+
+    def allocate(self, ops: Any, config: ModelConfig, batch: int, capacity: int) -> None:
+        return None

@@ -1,0 +1,29 @@
+"""Random weights: drawn on the host from a seed, so that every backend starts from the same ones."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.parameters import shapes
+
+
+def initialise(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+    """(dotted name, float32 array) for every parameter, one at a time.
+
+    GPT-2's scheme (Radford et al. 2019): normal with standard deviation 0.02, that of the projections into the
+    residual stream divided by sqrt(2 * num_layers); biases 0, norm weights 1.
+    """
+    generator = np.random.default_rng(seed)
+    residual = 0.02 / math.sqrt(2 * config.num_layers)
+    for name, shape in shapes(config).items():
+        if name.endswith(".bias"):
+            yield name, np.zeros(shape, np.float32)
+        elif name.endswith(".weight"):
+            yield name, np.ones(shape, np.float32)
+        else:
+            deviation = residual if name.endswith(("attn.out.kernel", "ffn.down.kernel")) else 0.02
+            array = generator.standard_normal(shape, np.float32)
+            array *= deviation
+            yield name, array
