@@ -1,0 +1,129 @@
+"""Reads the weights of a folder into the parameter tree, one tensor at a time.
+
+Every name and shape is checked against the configuration before the first number is read, so that a file that does not
+fit costs nothing, and all that is wrong with it is said at once. It does not know where the parameters go.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from transformer_lab.checkpoints.config_file import CONFIG, read_family
+from transformer_lab.checkpoints.families import Stored
+from transformer_lab.checkpoints.number_formats import FLOATS
+from transformer_lab.checkpoints.quoted import listed, quoted
+from transformer_lab.checkpoints.safetensors_file import Tensor, read_into
+from transformer_lab.checkpoints.tied_head import by_short_name, head_differs
+from transformer_lab.checkpoints.weight_files import read_headers
+from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.parameters import nest
+
+
+def load_parameters(
+    folder: str | Path,
+    config: ModelConfig,
+    place: Callable[[str, Any], Any] | None = None,
+    dtype: Any = np.float32,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """The parameters of the model in `folder`, nested as `model.parameters.nest` makes them.
+
+    Each one is read into fresh memory of `dtype` (float32 or float64) and handed to `place(name, array)`, whose answer
+    goes into the tree, and then dropped: a backend that moves or packs it at once never needs the model twice. The
+    array has the logical shape [in, out] of `model.parameters.shapes`, but may be a transposed VIEW of memory that lies
+    [out, in], because that is how some families store their kernels; copy or pack it into the layout that is wanted.
+    Without `place` the arrays themselves are the leaves. `progress(bytes_done, bytes_total)` counts bytes of the files.
+
+    Raises InputFileError, naming the tensors, if the files do not fit `config`.
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        message = f"Parameters are loaded as float32 or float64, not {dtype}."
+        raise ConfigurationError(message)
+    folder = Path(folder).expanduser()
+    wanted, tensors = require_loadable(folder, config)
+    total = sum(tensor.size for tensor in tensors.values())
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    flat = {}
+    for name, stored in wanted.items():
+        array = _read(stored, tensors, dtype, advance)
+        flat[name] = place(name, array) if place else array
+        del array
+    return nest(flat)
+
+
+def require_loadable(folder: Path, config: ModelConfig) -> tuple[dict[str, Stored], dict[str, Tensor]]:
+    """Our names -> how they are stored, and the tensors by their stored names; InputFileError if they do not fit."""
+    family, _ = read_family(folder)
+    tensors = by_short_name(read_headers(folder), family)
+    wanted: dict[str, Stored] = family.stored(config)
+    _settle_tied_head(folder, config, family, tensors)
+    _require_fit(folder, wanted, tensors)
+    return wanted, tensors
+
+
+def _read(stored: Stored, tensors: Mapping[str, Tensor], dtype: Any, advance: Callable[[int], None]) -> Any:
+    shapes = [shape for _, shape in stored.parts]
+    try:
+        array = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype)
+    except MemoryError as error:
+        message = f"There is not enough memory for the tensor {quoted(stored.parts[0][0])}."
+        raise UnavailableError(message) from error
+    start = 0
+    for name, shape in stored.parts:
+        read_into(tensors[name], array[start : start + shape[0]], advance)
+        start += shape[0]
+    return array.T if stored.transposed else array
+
+
+def _settle_tied_head(folder: Path, config: ModelConfig, family: ModuleType, tensors: dict[str, Tensor]) -> None:
+    """A tied model needs one of embedding and head, whichever is there; if both are, they must be equal."""
+    if not config.tied_head or family.HEAD not in tensors:
+        return
+    if family.EMBEDDING not in tensors:
+        tensors[family.EMBEDDING] = tensors.pop(family.HEAD)
+    elif tensors[family.HEAD].shape == tensors[family.EMBEDDING].shape:
+        if head_differs(tensors, family):
+            message = (
+                f"{folder}: {quoted(family.HEAD)} and {quoted(family.EMBEDDING)} hold different values, but the "
+                f"configuration ties them; set 'tie_word_embeddings' to false in {CONFIG}."
+            )
+            raise InputFileError(message)
+        del tensors[family.HEAD]
+
+
+def _require_fit(folder: Path, wanted: Mapping[str, Stored], tensors: Mapping[str, Tensor]) -> None:
+    expected = {name: shape for stored in wanted.values() for name, shape in stored.parts}
+    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
+    unexpected = [f"{quoted(t.name)} {_shape(t)}" for name, t in tensors.items() if name not in expected]
+    fitting = [(tensors[name], shape) for name, shape in expected.items() if name in tensors]
+    misshapen = [f"{t.name} is {_shape(t)}, not {list(shape)}" for t, shape in fitting if t.shape != shape]
+    not_float = [f"{t.name} is {t.format}, not {' or '.join(FLOATS)}" for t, _ in fitting if t.format not in FLOATS]
+    problems = [
+        f"{what}: {listed(items)}."
+        for what, items in (
+            ("Wrong shape", misshapen),
+            ("Wrong dtype", not_float),
+            ("Missing", missing),
+            ("Unexpected", unexpected),
+        )
+        if items
+    ]
+    if problems:
+        message = f"The weights in {folder} do not fit the configuration. {' '.join(problems)}"
+        raise InputFileError(message)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape)) if len(tensor.shape) <= 8 else f"of {len(tensor.shape)} dimensions"
