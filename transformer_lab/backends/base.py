@@ -69,6 +69,7 @@ class Backend:
     xp: Any  # the array namespace: reshape, permute_dims, where, exp, sum, max, ... of the array API standard
     float_dtype: Any
     index_dtype: Any
+    compile_seconds: float = 0.0  # how long calls took that compiled something
     array_device: Any = None  # the device as xp's creation functions take it
 
     def __init__(
@@ -130,6 +131,12 @@ class Backend:
         if name.endswith(".kernel") and self.linear_implementation and self.linear_implementation.pack:
             return self.linear_implementation.pack(self, array)
         return self.asarray(np.ascontiguousarray(array))
+
+    def place_tied_head(self, table: Any) -> Any:
+        """The kernel [D, V] of a head that is the placed token embedding `table` [V, D], in the form `linear` wants."""
+        if self.linear_implementation and self.linear_implementation.pack:
+            return self.linear_implementation.pack(self, self.to_numpy(table).T)
+        return self.xp.permute_dims(table, (1, 0))
 
     def recover(self, name: str, parameter: Any) -> np.ndarray:
         """The inverse of `place`: a NumPy array, kernels as [in, out]."""

@@ -5,6 +5,7 @@ each trace and call and nowhere else, so float32 and float64 live in one process
 """
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -124,8 +125,12 @@ class JaxBackend(Backend):
 
         @functools.wraps(function)
         def scoped(*arguments: Any) -> Any:
+            begin, before = time.perf_counter(), compiled._cache_size()
             with self.scope():
-                return compiled(*arguments)
+                result = compiled(*arguments)
+            if compiled._cache_size() > before:
+                self.compile_seconds += time.perf_counter() - begin
+            return result
 
         scoped.traces = compiled._cache_size  # type: ignore[attr-defined]  # how many shapes were compiled
         return scoped

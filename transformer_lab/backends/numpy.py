@@ -19,6 +19,8 @@ def pack_kernel(ops: Any, kernel: np.ndarray) -> np.ndarray:
     One decoded token is one row times each kernel, and OpenBLAS reads [out, in] times a vector with both cores at the
     memory's rate. NumPy asks for 2 MB pages for its own large arrays; a memory-mapped file has 4 KB ones.
     """
+    if kernel.T.flags.c_contiguous and kernel.dtype == ops.float_dtype:
+        return kernel  # it lies [out, in] already, as a tied head does
     stored = np.empty(kernel.shape[::-1], ops.float_dtype)
     stored[...] = kernel.T
     return stored.T

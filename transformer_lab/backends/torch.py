@@ -35,7 +35,7 @@ def onednn_linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
 
 
 def onednn_pack(ops: Any, kernel: np.ndarray) -> Any:
-    return torch.ops.mkldnn._reorder_linear_weight(ops.asarray(np.ascontiguousarray(kernel.T)).to_mkldnn())
+    return torch.ops.mkldnn._reorder_linear_weight(ops.asarray(np.ascontiguousarray(kernel.T)))
 
 
 def onednn_unpack(ops: Any, kernel: Any) -> Any:

@@ -4,7 +4,7 @@ It is what `ffn=dense` builds. It knows neither the block around it nor where it
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformer_lab.errors import ConfigurationError
 
@@ -17,6 +17,8 @@ class Dense:
 
     size: the inner width F. activation: one of ACTIVATIONS. bias: whether the linear maps add one.
     """
+
+    taps: ClassVar[tuple[str, ...]] = ("pre", "act")
 
     size: int
     activation: str = "gelu_tanh"

@@ -23,6 +23,14 @@ def no_tap(name: str, x: Any) -> Any:
     return x
 
 
+def tap_names(config: ModelConfig) -> list[str]:
+    """The name of every tap of this decoder, in the order of the computation."""
+    inside = ["norm_1", "attn.q", "attn.k", "attn.v", "attn.scores", "attn.pattern", "attn.out", "resid_mid", "norm_2"]
+    inside += [f"ffn.{name}" for name in config.ffn.taps] + ["ffn.out", "resid_post"]
+    blocks = [f"blocks.{layer}.{name}" for layer in range(config.num_layers) for name in inside]
+    return ["embed", *blocks, "final_norm", "logits"]
+
+
 def forward(
     ops: Any,
     config: ModelConfig,

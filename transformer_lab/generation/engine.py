@@ -1,0 +1,113 @@
+"""Prefill and decoding of one model: token ids in, logits out, over a cache. It knows ids and never text.
+
+B rows (prompts) of unequal lengths run together, padded on the right. The functions are compiled once per model:
+one trace per shape of the prefill and one per size of the cache, however many tokens are decoded.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.decoder import forward
+
+
+class Engine:
+    """The compiled functions of a model: ops, its configuration, its parameters and its cache policy."""
+
+    def __init__(self, ops: Any, config: ModelConfig, params: Any, policy: Any) -> None:
+        self.ops, self.config, self.params, self.policy = ops, config, params, policy
+
+        def extend(params: Any, token_ids: Any, start: Any, last: Any, cache: Any) -> tuple[Any, Any]:
+            """Feeds token_ids [B, T] from positions start [B]; -> (logits [B, V] after position `last` of each, cache)."""
+            logits, cache = forward(ops, config, params, token_ids, start, cache, logits_at=last)
+            return logits[:, 0], cache
+
+        def greedy(params: Any, token: Any, start: Any, cache: Any, found: Any, scores: Any, count: Any) -> Any:
+            """Feeds token [B] and then, `count` times in all, the likeliest next one; -> (cache, found, scores).
+
+            found, scores: [B, steps_per_call] the ids that were chosen and their log-probabilities.
+            """
+            xp = ops.xp
+
+            def step(i: Any, carry: Any) -> Any:
+                cache, token, found, scores = carry
+                logits, cache = forward(ops, config, params, token[:, None], start + i, cache)
+                logits = logits[:, 0]
+                token = ops.cast(xp.argmax(logits, axis=-1), ops.index_dtype)
+                score = -ops.cross_entropy(logits, token)
+                here = xp.arange(found.shape[1], device=ops.array_device)[None, :] == i
+                found = xp.where(here, token[:, None], found)
+                scores = xp.where(here, score[:, None], scores)
+                return cache, token, found, scores
+
+            cache, _, found, scores = ops.repeat(step, count, (cache, token, found, scores))
+            return cache, found, scores
+
+        self.extend = ops.compile(extend, donate=(4,))
+        self.greedy = ops.compile(greedy, donate=(3, 4, 5))
+
+    def begin(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> "Sequences":
+        """Runs the prompts and makes room for new_tokens more of each."""
+        return Sequences(self, prompts, new_tokens)
+
+
+class Sequences:
+    """Rows under way. `logits` [B, V] (NumPy) are those of each row's next token, after the prompt and each `feed`."""
+
+    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+        ops, config = engine.ops, engine.config
+        self.engine = engine
+        self.rows = [list(prompt) for prompt in prompts]
+        longest = max(len(row) for row in self.rows)
+        capacity = ops.bucket(min(longest + new_tokens, config.context_length), config.context_length)
+        self.cache = engine.policy.allocate(ops, config, len(self.rows), capacity)
+        self._run([row[:] for row in self.rows], [0] * len(self.rows))
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Appends one token to each row."""
+        starts = [len(row) for row in self.rows]
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.append(token)
+        if self.cache is None:
+            self._run(self.rows, [0] * len(self.rows))
+        else:
+            self._run([[token] for token in tokens], starts)
+
+    def _run(self, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+        ops, policy, limit = self.engine.ops, self.engine.policy, self.engine.config.context_length
+        longest = max(len(piece) for piece in pieces)
+        width = 1 if longest == 1 else ops.bucket(longest, limit)
+        padded = np.zeros((len(pieces), width), np.int64)
+        for row, piece in enumerate(pieces):
+            padded[row, : len(piece)] = piece
+        arguments = [ops.asarray(x) for x in (padded, np.array(starts), np.array([len(p) - 1 for p in pieces]))]
+        cache = self.cache if self.cache is None else policy.first(ops, self.cache, max(starts) + width)
+        logits, cache = self.engine.extend(self.engine.params, *arguments, cache)
+        if not ops.in_place:
+            self.cache = cache
+        self.logits = ops.to_numpy(logits)
+
+    def greedy(self, tokens: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Appends a token to each row, and then `count` times the likeliest, in one call of the backend.
+
+        -> ids [B, count] and their log-probabilities [B, count]. The last of them is chosen and not yet fed.
+        count is at most ops.steps_per_call, and the cache must be one that is written in one piece (not None).
+        """
+        ops, engine = self.engine.ops, self.engine
+        starts = ops.asarray(np.array([len(row) for row in self.rows]))
+        blank = np.zeros((len(tokens), ops.steps_per_call))
+        self.cache, found, scores = engine.greedy(
+            engine.params,
+            ops.asarray(np.array(tokens)),
+            starts,
+            self.cache,
+            ops.asarray(blank, ops.index_dtype),
+            ops.asarray(blank),
+            ops.asarray(np.array(count)),
+        )
+        ids, log_probabilities = ops.to_numpy(found)[:, :count], ops.to_numpy(scores)[:, :count]
+        for row, token, chosen in zip(self.rows, tokens, ids.tolist(), strict=True):
+            row.extend([token, *chosen[:-1]])
+        return ids, log_probabilities
