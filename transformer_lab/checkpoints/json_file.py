@@ -5,6 +5,7 @@ number of values are bounded before parsing, and every failure comes out as one 
 """
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def read_object(path: Path, largest: int, strict: bool = False) -> dict[str, Any
     """The JSON object in the file at `path`, of at most `largest` bytes; a leading byte order mark is skipped."""
     with open_regular(path) as handle:
         try:
-            data = handle.read(largest + 1)
+            data = handle.read(min(largest, os.fstat(handle.fileno()).st_size) + 1)  # read(n) allocates n at once
         except OSError as error:
             message = f"{path} cannot be read: {error.strerror}."
             raise InputFileError(message) from error
