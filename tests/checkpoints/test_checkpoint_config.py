@@ -130,7 +130,7 @@ def test_gpt2_field_is_refused_by_name(tmp_path, field, value):
 
 
 def test_choices_are_named(tmp_path):
-    with pytest.raises(InputFileError, match="gelu_new.*gelu_pytorch_tanh.*relu.*silu.*swish"):
+    with pytest.raises(InputFileError, match=r"gelu_new.*gelu_pytorch_tanh.*relu.*silu.*swish"):
         gpt2(tmp_path, activation_function="tanh")
 
 
@@ -274,7 +274,7 @@ def test_round_trip(tmp_path, config):
 
 
 def test_a_model_that_no_family_holds():
-    with pytest.raises(ConfigurationError, match="No checkpoint family.*gpt2 has layer_norm; llama has rotary"):
+    with pytest.raises(ConfigurationError, match=r"No checkpoint family.*gpt2 has layer_norm; llama has rotary"):
         to_hf(ModelConfig(20, 8, 8, 1, 2, Dense(8), norm="rms_norm"))
     with pytest.raises(ConfigurationError, match="gpt2 has as many key/value heads"):
         to_hf(ModelConfig(20, 8, 8, 1, 2, Dense(8), num_kv_heads=1))
