@@ -1,0 +1,79 @@
+"""One decoder on NumPy, PyTorch and JAX: is a difference between two frameworks noise or a bug?
+
+The public names are listed here and imported when they are first used, so that `import transformer_lab` costs little
+and loads no framework.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformer_lab.config import available_backends
+    from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
+    from transformer_lab.generation.continuation import Generation
+    from transformer_lab.language_model import LanguageModel, load_model
+    from transformer_lab.tokenizers import load_tokenizer, train_tokenizer
+
+    __version__: str
+
+# Public name -> the module that defines it.
+_HOME = {
+    "ConfigurationError": "transformer_lab.errors",
+    "Generation": "transformer_lab.generation.continuation",
+    "InputFileError": "transformer_lab.errors",
+    "LabError": "transformer_lab.errors",
+    "LanguageModel": "transformer_lab.language_model",
+    "UnavailableError": "transformer_lab.errors",
+    "available_backends": "transformer_lab.config",
+    "load_model": "transformer_lab.language_model",
+    "load_tokenizer": "transformer_lab.tokenizers",
+    "train_tokenizer": "transformer_lab.tokenizers",
+}
+
+__all__ = [
+    "ConfigurationError",
+    "Generation",
+    "InputFileError",
+    "LabError",
+    "LanguageModel",
+    "UnavailableError",
+    "__version__",
+    "available_backends",
+    "load_model",
+    "load_tokenizer",
+    "train_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value = _version()
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        message = f"module 'transformer_lab' has no attribute {name!r}"
+        raise AttributeError(message)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    """The installed version; a bare checkout is in no package list, so there pyproject.toml is asked."""
+    from importlib.metadata import PackageNotFoundError, version
+    from pathlib import Path
+
+    pyproject = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if pyproject.is_file():
+        import tomllib
+
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project", {})
+        if project.get("name") == "transformer_lab":
+            return str(project["version"])
+    try:
+        return version("transformer_lab")
+    except PackageNotFoundError:
+        return "unknown"

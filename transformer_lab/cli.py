@@ -1,0 +1,173 @@
+"""The command line: words -> Settings -> a job, and an exit code for every way this can end.
+
+Knows no job and no option by name. composition.py makes the settings, jobs/ does the work, jobs/record.py keeps it.
+"""
+
+import argparse
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from transformer_lab.config import Settings, groups, names
+from transformer_lab.errors import ConfigurationError, LabError
+
+# How torch and JAX say it; NumPy raises MemoryError.
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
+
+HELP = """\
+transformer-lab [job=NAME] [backend=NAME] [group=option] [key=value] ...     (or: python -m transformer_lab ...)
+
+One decoder on NumPy, PyTorch and JAX. Without any word: generates text with the embedded model on NumPy.
+
+  prompt="Once upon a time"     free text; prompt=- reads standard input, prompt_file=PATH a file
+  prompt_ids=[1,2,3]            token ids; prompts=["one","two"] several texts in one batch
+  max_new_tokens=64 seed=0 stop=TEXT sampling.temperature=0.8
+  model.source=FOLDER           a model of your own, in Hugging Face layout
+
+Groups and their options; a leading + changes nothing:
+{groups}
+
+  -m, --multirun          run every combination: -m backend=numpy,torch,jax
+  -cd, --config-dir DIR   a folder with options of your own, such as DIR/ffn/my_ffn.yaml
+  -c, --cfg job           print the composed configuration and run nothing; -p KEY only that part, --resolve resolves it
+  -i, --info defaults     where the configuration comes from
+  -sc, --shell-completion install=bash     tab completion: eval "$(transformer-lab -sc install=bash)"
+  --debug                 print the traceback of an error (or set TRANSFORMER_LAB_DEBUG=1)
+  --version, -h, --help
+
+Every run writes result.json into its folder under outputs/ (or $TRANSFORMER_LAB_RUNS).
+Exit codes: 0 done, 2 a wrong option, 3 a bad file, 4 not available here, 1 a bug, 130 interrupted."""
+
+
+class _Flags(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        message = f"{message[:1].upper()}{message[1:]}. See --help."
+        raise ConfigurationError(message)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the command line `words` (without the program's name; by default that of the process): the exit code."""
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words or os.environ.get("TRANSFORMER_LAB_DEBUG", "0") not in ("", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a letter that the terminal lacks is no reason to stop
+    try:
+        return _main(words, debug)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0
+    except BaseException as error:
+        return report(error, debug)
+
+
+def _main(words: list[str], debug: bool) -> int:
+    from transformer_lab import composition
+
+    texts, words = composition.take_free_text(words)
+    flags, words = _read_flags(words)
+    if flags.help:
+        print(HELP.format(groups=_group_lines()))
+        return 0
+    if flags.version:
+        import transformer_lab
+
+        print(f"transformer_lab {transformer_lab.__version__}")
+        return 0
+    if flags.config_dir is not None:  # modules of the user's own: never before ours in the search order
+        sys.path += [os.getcwd(), os.path.abspath(os.path.expanduser(flags.config_dir))]
+    with composition.opened(flags.config_dir) as hydra:
+        if flags.shell_completion:
+            composition.shell_completion(hydra, words)
+            return 0
+        words = composition.normalise(words, composition.extra_groups(hydra))
+        if flags.cfg or flags.info:
+            composition.show(hydra, words, cfg=flags.cfg, package=flags.package, resolve=flags.resolve, info=flags.info)
+            return 0
+        if flags.multirun:
+            composition.check_sweep(hydra, words, texts)
+        else:
+            composition.check(hydra, words, texts)
+        return composition.run(hydra, words, texts, partial(_run_job, debug=debug), multirun=flags.multirun)
+
+
+def _run_job(settings: Settings, folder: Path, label: str | None, debug: bool) -> int:
+    """One run: the job, its result.json in `folder`, its exit code. `label` tells the runs of a sweep apart."""
+    from transformer_lab.jobs import record
+
+    if label is not None:
+        print(f"{label}:", file=sys.stderr)
+    try:
+        result = settings.build("job").run(settings)
+        sys.stdout.flush()
+        record.write(folder, record.finished(settings, result))
+        return 0
+    except BaseException as error:
+        code = report(error, debug)
+        record.write_failure(folder, settings, error, code)
+        if isinstance(error, Exception) and not isinstance(error, BrokenPipeError):
+            return code  # the other runs of a sweep go on
+        raise SystemExit(code) from error
+
+
+def report(error: BaseException, debug: bool = False) -> int:
+    """Says on standard error what happened, and returns the exit code that belongs to it."""
+    if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
+        _forget_standard_output()
+        return 0
+    if isinstance(error, LabError):
+        message, code = f"Error: {error}", error.exit_code
+    elif isinstance(error, KeyboardInterrupt):
+        message, code = "Interrupted.", 130
+    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+        message = "Error: there is not enough memory for this. Take a smaller model, shorter texts or fewer of them."
+        code = 4
+    elif isinstance(error, OSError):
+        message, code = f"Error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.", 4
+    else:
+        message = f"This is a bug in transformer_lab, not a mistake of yours: {type(error).__name__}: {error}"
+        message += "" if debug else "\nRun it again with --debug for the traceback, and please report it."
+        code = 1
+    with suppress(BrokenPipeError):
+        if debug:
+            traceback.print_exception(error)
+        print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def _forget_standard_output() -> None:
+    """Python flushes standard output once more when it ends; that must not complain about the closed pipe again."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _read_flags(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = _Flags(add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-cd", "--config-dir")
+    parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
+    parser.add_argument("-p", "--package")
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("-i", "--info", choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"])
+    parser.add_argument("-sc", "--shell-completion", action="store_true")
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    flags, rest = parser.parse_known_args(words)
+    for word in rest:
+        if word.startswith("-"):
+            known = [option for action in parser._actions for option in action.option_strings]
+            near = get_close_matches(word.split("=")[0], known, 1, cutoff=0.7)
+            message = f"There is no flag {word}." + (f" Did you mean {near[0]}?" if near else " See --help.")
+            raise ConfigurationError(message)
+    return flags, rest
+
+
+def _group_lines() -> str:
+    return "\n".join(f"  {group:12} {', '.join(names(group))}" for group in groups())

@@ -1,0 +1,267 @@
+"""From the words of a command line to the Settings of a run: the only file that deals with Hydra.
+
+Two things happen before Hydra reads anything. Free text is taken out, so that no prompt meets Hydra's grammar or
+OmegaConf, which would resolve a `${...}` in it. And the sign rule is applied: `key=`, `+key=` and `++key=` are one.
+What Hydra then refuses is said again in plain words, with the nearest name. Hydra is imported at first use: it costs
+more than the rest of the package.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformer_lab.config import PRIMARY, Settings, construct, groups, names, read_yaml, unknown_choice, unknown_key
+from transformer_lab.errors import ConfigurationError
+from transformer_lab.paths import data_folder
+
+# Taken as typed, and never given to Hydra.
+PROMPT_KEYS = ("prompt", "prompt_file", "prompt_ids", "prompts")
+FREE_TEXT_KEYS = (*PROMPT_KEYS, "stop", "model.source")
+
+
+def take_free_text(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Separates the free text (`prompt=...`) from what Hydra is to read; a leading + or ++ says nothing more.
+
+    One pair of outer quotes is dropped. Of several words with the same key the last one counts.
+    """
+    pattern = re.compile(r"\+{0,2}(" + "|".join(map(re.escape, FREE_TEXT_KEYS)) + r")=(.*)", re.DOTALL)
+    texts: dict[str, str] = {}
+    rest = []
+    for word in words:
+        if match := pattern.fullmatch(word):
+            key, text = match.groups()
+            quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
+            texts[key] = text[1:-1] if quoted else text
+        else:
+            rest.append(word)
+    return texts, rest
+
+
+def normalise(words: Sequence[str], extra_groups: Sequence[str] = ()) -> list[str]:
+    """Makes `key=`, `+key=` and `++key=` mean the same, and refuses what is no setting at all.
+
+    Hydra wants no sign before a group of the defaults list and before a key that exists, and a + before other groups
+    (`extra_groups`, from a --config-dir). Keys of Hydra's own, and `group@package=`, stay as they are.
+    """
+    primary = read_yaml(data_folder("conf") / f"{PRIMARY}.yaml")
+    known = [*groups(), *(key for key in primary if key not in ("defaults", "hydra")), *extra_groups]
+    result = []
+    for word in words:
+        key, equals, _ = word.lstrip("+~").partition("=")
+        top = re.split(r"[./@\[]", key)[0]
+        if not equals and not word.startswith("~"):
+            message = (
+                f"{word!r} is not understood: settings are written key=value. "
+                'Text with spaces needs quotes around the whole word: "prompt=It is late".'
+            )
+            raise ConfigurationError(message)
+        if top != "hydra" and top not in known:
+            raise ConfigurationError(unknown_key(top, known))
+        if top != "hydra" and "@" not in key and word.startswith("+"):
+            word = word.lstrip("+")
+        result.append(f"+{word}" if key in extra_groups and not word.startswith(("+", "~")) else word)
+    return result
+
+
+def compose(words: Sequence[str] = (), config_dir: str | None = None) -> Settings:
+    """The settings that a command line would give: `compose(["backend=jax", "seed=3"])`, for tests and notebooks."""
+    texts, rest = take_free_text(words)
+    with opened(config_dir) as hydra:
+        return check(hydra, normalise(rest, extra_groups(hydra)), texts)
+
+
+@contextmanager
+def opened(config_dir: str | None = None) -> Iterator[Any]:
+    """Hydra's engine over conf/ and the user's --config-dir.
+
+    The engine lies in a private module of Hydra's, because `@hydra.main` reads sys.argv and ends every mistake with a
+    traceback and exit code 1. pyproject.toml keeps hydra-core below 1.4 for this.
+    """
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+
+    path = create_config_search_path(str(data_folder("conf")))
+    if config_dir is not None:
+        folder = Path(config_dir).expanduser().absolute()
+        if not folder.is_dir():
+            message = f"--config-dir is {config_dir!r}, which is not a folder."
+            raise ConfigurationError(message)
+        # After conf/, so that ours keep their names; Hydra wants its own "schema" to stay the last.
+        path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("transformer_lab", path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def extra_groups(hydra: Any) -> list[str]:
+    """Groups that a --config-dir adds to ours."""
+    listed = {*groups(), "hydra"}
+    return [group for group in hydra.list_all_config_groups() if group.split("/")[0] not in listed]
+
+
+def check(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> Settings:
+    """Composes one run without running it: every mistake that the words hold is found here, as a ConfigurationError."""
+    config = _compose(hydra, words)
+    settings = settings_from(config, config.hydra.runtime.choices, texts)
+    settings.build("job")
+    settings.build("sampling")
+    return settings
+
+
+def check_sweep(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> list[Settings]:
+    """`check` for every run that `--multirun` would start. A sweep that only its own sweeper can unfold has none."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        overrides = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(list(words))
+        (runs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    except HydraException as error:
+        if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in _parsed(words)):
+            return []
+        raise _explained(hydra, error, words) from error
+    return [check(hydra, run, texts) for run in runs]
+
+
+def run(
+    hydra: Any,
+    words: Sequence[str],
+    texts: Mapping[str, str],
+    work: Callable[[Settings, Path, str | None], int],
+    multirun: bool = False,
+) -> int:
+    """Lets Hydra make the folder of each run and calls `work(settings, folder, label)` there: the first code not 0.
+
+    The free text travels inside the task, past Hydra's files and also into the processes of other launchers.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    def task(config: Any) -> int:
+        run_of = HydraConfig.get()
+        settings = settings_from(config, run_of.runtime.choices, texts)
+        label = " ".join(run_of.overrides.task) if multirun else None
+        return work(settings, Path(run_of.runtime.output_dir), label)
+
+    if not multirun:
+        code: int = hydra.run(PRIMARY, task, [*words]).return_value
+        return code
+    batches = hydra.multirun(PRIMARY, task, [*words]) or []
+    return next((job.return_value for batch in batches for job in batch if job.return_value), 0)
+
+
+def show(
+    hydra: Any, words: Sequence[str], cfg: str | None, package: str | None, resolve: bool, info: str | None
+) -> None:
+    """`--cfg` and `--info`: prints the composed configuration, or where it comes from."""
+    _compose(hydra, words)  # so that a mistake is answered in our words
+    if info:
+        hydra.show_info(info, PRIMARY, [*words])
+    else:
+        hydra.show_cfg(PRIMARY, [*words], cfg, package, resolve)
+
+
+def shell_completion(hydra: Any, words: Sequence[str]) -> None:
+    """`-sc install=bash` prints the script for the shell, `-sc query=bash` what it asks for while somebody types."""
+    try:
+        hydra.shell_completion(PRIMARY, [*words])
+    except (ValueError, KeyError) as error:
+        raise ConfigurationError(_first_sentence(error)) from error
+
+
+def settings_from(config: Any, choices: Mapping[str, Any], texts: Mapping[str, str]) -> Settings:
+    """A composed DictConfig and the free text as Settings."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    try:
+        values: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(_first_sentence(error)) from error
+    chosen = {group: choices.get(group) for group in groups()}
+    sections: dict[str, dict[str, Any]] = {}
+    for key in [*groups(), "paths"]:
+        section = values.pop(key, None)
+        if isinstance(section, dict):
+            sections[key] = section
+        elif key not in ("track", "experiment"):
+            raise ConfigurationError(unknown_choice(key, "null" if section is None else section, names(key)))
+    if any(key in texts for key in PROMPT_KEYS):  # the command line's prompt replaces that of a configuration file
+        values |= dict.fromkeys(PROMPT_KEYS)
+    for key, text in texts.items():
+        section_name, _, field = key.rpartition(".")
+        (sections[section_name] if section_name else values)[field] = text
+    settings: Settings = construct(Settings, {"choices": chosen, "sections": sections, **values})
+    return settings
+
+
+def _compose(hydra: Any, words: Sequence[str]) -> Any:
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return hydra.compose_config(PRIMARY, list(words), RunMode.RUN)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _explained(hydra, error, words) from error
+
+
+def _parsed(words: Sequence[str]) -> list[Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return list(OverridesParser.create().parse_overrides(list(words)))
+
+
+def _explained(hydra: Any, error: Exception, words: Sequence[str]) -> ConfigurationError:
+    """What Hydra refused, in our words: it speaks of structs, appending and primary configs."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    if isinstance(error, OverrideParseException):
+        message = (
+            f"{error.override!r} cannot be read. A list is written [1,2]; a text with commas, brackets or quotes in it "
+            "needs quotes of its own, as in key='\"a, b\"'."
+        )
+        return ConfigurationError(message)
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return ConfigurationError(unknown_choice(group, name, error.options))
+    overrides = _parsed(words)
+    for override in overrides:
+        if override.is_sweep_override():
+            message = f"{override.input_line} gives several values for one run; add -m to run each of them."
+            return ConfigurationError(message)
+    is_choice = [
+        "." not in override.key_or_group and hydra.config_loader.get_group_options(override.key_or_group) != []
+        for override in overrides
+    ]
+    for override, choice in zip(overrides, is_choice, strict=True):
+        if choice and not isinstance(override.value(), str) and not override.is_delete():
+            options = hydra.config_loader.get_group_options(override.key_or_group)
+            return ConfigurationError(unknown_choice(override.key_or_group, override.get_value_string(), options))
+    try:  # the group choices alone: what the other words may name
+        choices = [override.input_line for override, choice in zip(overrides, is_choice, strict=True) if choice]
+        config = hydra.compose_config(PRIMARY, choices, RunMode.RUN)
+    except Exception:  # then one of the choices is at fault, and Hydra's sentence is about it
+        return ConfigurationError(_first_sentence(error))
+    for override, choice in zip(overrides, is_choice, strict=True):
+        parent, _, last = override.key_or_group.rpartition(".")
+        siblings = OmegaConf.select(config, parent) if parent else config
+        known = [str(key) for key in siblings] if OmegaConf.is_dict(siblings) else []
+        if not choice and last not in known:
+            dotted = [f"{parent}.{key}" if parent else key for key in known]
+            return ConfigurationError(unknown_key(override.key_or_group, dotted))
+    return ConfigurationError(_first_sentence(error))
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."

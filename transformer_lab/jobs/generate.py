@@ -1,0 +1,97 @@
+"""`job=generate`: continues a prompt. The continuation alone goes to standard output, so that it can be piped."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformer_lab.config import Settings
+from transformer_lab.jobs.loading import in_words, load_chosen_model
+from transformer_lab.jobs.prompts import Prompt, chosen_prompt, chosen_stop
+from transformer_lab.jobs.record import Result, peak_memory_bytes
+
+
+@dataclass(frozen=True)
+class Generate:
+    """default_prompt: what is continued if no prompt is given."""
+
+    default_prompt: str
+
+    def run(self, settings: Settings) -> Result:
+        """One prompt is streamed as it is generated; of several, each becomes a line of JSON when all are done."""
+        prompt = chosen_prompt(settings, self.default_prompt)
+        options = asdict(settings.build("sampling")) | {
+            "max_new_tokens": settings.max_new_tokens,
+            "seed": settings.seed,
+            "stop": chosen_stop(settings),
+            "hash_logits": settings.hash_logits or settings.sections["precision"]["name"] == "exact",
+        }
+        model = load_chosen_model(settings)
+        if isinstance(prompt, list) and isinstance(prompt[0], str):
+            generations = model.generate(prompt, **options)
+            completions = [_completion(*pair) for pair in zip(prompt, generations, strict=True)]
+            for completion in completions:
+                print(json.dumps(completion, ensure_ascii=False))
+            output = completions[0] | {"completions": completions}
+        else:
+            generations = [_print_stream(model, prompt, options)]
+            output = _completion(prompt, generations[0])
+        sys.stdout.flush()
+        timing = asdict(generations[0].timing) | {"load_s": model.load_seconds}
+        _print_table(model, timing)
+        return Result(output=output, model=model, timing=timing)
+
+
+def _print_stream(model: Any, prompt: Prompt, options: dict[str, Any]) -> Any:
+    """Prints the pieces of the continuation as they come; returns the Generation. Without a tokenizer, prints ids."""
+    stream = model.stream(prompt, **options)
+    try:
+        for piece in stream:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")  # what came so far stays, as a whole line
+        sys.stdout.flush()
+        raise
+    if stream.result.text is None:
+        sys.stdout.write(" ".join(str(token) for token in stream.result.token_ids))
+    sys.stdout.write("\n")
+    return stream.result
+
+
+def _completion(prompt: Prompt | Sequence[Any], generation: Any) -> dict[str, Any]:
+    return {
+        "prompt": prompt if isinstance(prompt, str) else None,
+        "text": generation.text,
+        "prompt_token_ids": generation.prompt_token_ids,
+        "token_ids": generation.token_ids,
+        "finish_reason": generation.finish_reason,
+        "logits_sha256": generation.logits_sha256,
+    }
+
+
+def _print_table(model: Any, timing: dict[str, float | None]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    memory = peak_memory_bytes()
+    columns = {
+        "load\ns": _number(timing["load_s"], 2),
+        "compile\ns": _number(timing["compile_s"], 2),
+        "first token\ns": _number(timing["first_token_s"], 3),
+        "prefill\ntokens/s": _number(timing["prefill_tokens_per_s"], 1),
+        "decode\ntokens/s": _number(timing["decode_tokens_per_s"], 1),
+        "memory\nMB": _number(None if memory is None else memory / 1e6, 0),
+    }
+    table = Table(title=Text(in_words(model)), box=SIMPLE_HEAD)  # Text: brackets in a path are no markup
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_row(*columns.values())
+    Console(stderr=True).print(table)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"

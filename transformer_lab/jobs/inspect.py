@@ -1,0 +1,67 @@
+"""`job=inspect`: what a model folder or a .safetensors file holds, from its headers. Needs no backend and no memory."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformer_lab.checkpoints import Inspection, download, inspect_folder
+from transformer_lab.checkpoints.regular_file import is_there
+from transformer_lab.config import Settings
+from transformer_lab.jobs.record import Result
+from transformer_lab.paths import data_folder
+from transformer_lab.tokenizers import is_folder_source
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Has no options: `model=...` or `model.source=PATH` says what to look at."""
+
+    def run(self, settings: Settings) -> Result:
+        found = inspect_folder(_folder(settings))
+        _print_tables(found)
+        return Result(output=found.to_dict())
+
+
+def _folder(settings: Settings) -> Path:
+    source = settings.sections["model"]["source"]
+    embedded = data_folder("resources") / "models" / source
+    if not is_folder_source(source) and embedded.is_dir():
+        return embedded
+    path = Path(source).expanduser()
+    if is_folder_source(source) or is_there(path):
+        return path
+    return download(source, settings.sections["model"]["revision"] or "main")
+
+
+def _print_tables(found: Inspection) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=sys.stdout)
+    facts = Table(title=Text(found.path), show_header=False, box=SIMPLE_HEAD)
+    for name, value in (
+        ("model type", found.model_type or "not said"),
+        ("loads here", "yes" if found.loads else "no"),
+        ("parameters", f"{found.total_parameters:,}"),
+        ("bytes", f"{found.total_bytes:,}"),
+        ("types", ", ".join(f"{count:,} {dtype}" for dtype, count in found.parameters_by_dtype.items())),
+        ("tokenizer", ", ".join(found.tokenizer_files) or "none"),
+    ):
+        facts.add_row(name, Text(value))
+    for problem in found.problems:
+        facts.add_row("problem", Text(problem))
+    console.print(facts)
+    tensors = Table(title=f"{len(found.tensors)} tensors", box=SIMPLE_HEAD)
+    for title in ("tensor", "shape", "type", "bytes", "file"):
+        tensors.add_column(title, justify="right" if title == "bytes" else "left")
+    for tensor in found.tensors:
+        # Names come from the file: as Text, so that brackets are no markup, and escaped, so that nothing is obeyed.
+        cells = (_printable(tensor.name), str(list(tensor.shape)), tensor.dtype, f"{tensor.bytes:,}", tensor.file)
+        tensors.add_row(*map(Text, cells))
+    console.print(tensors)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)

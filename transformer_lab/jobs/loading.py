@@ -1,0 +1,66 @@
+"""The model that the settings choose, with a progress bar on standard error while it is read, and what to call it."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformer_lab.config import Settings
+
+
+def load_chosen_model(settings: Settings) -> Any:
+    """The LanguageModel of `settings`, on the chosen backend, with the chosen operations, cache and tokenizer."""
+    from transformer_lab.language_model import load_model
+
+    precision = settings.sections["precision"]["name"]
+    ops = settings.sections["ops"]
+    chosen = settings.sections["model"]
+    with _progress() as progress:
+        return load_model(
+            chosen["source"],
+            backend=settings.build("backend", precision=precision, ops=ops),
+            precision=precision,
+            ops=ops,
+            tokenizer=settings.sections["tokenizer"]["name"],
+            cache=settings.build("cache"),
+            ffn=_feed_forward(settings),
+            revision=chosen["revision"],
+            weights=chosen["weights"],
+            seed=settings.seed,
+            progress=progress,
+        )
+
+
+def in_words(model: Any) -> str:
+    """Which model runs where, for the head of a table."""
+    backend = model.backend
+    where = f"{backend.name} {backend.version} on {backend.device}, {backend.precision}"
+    return f"{model.source}, {model.parameters_count:,} parameters; {where}"
+
+
+def _feed_forward(settings: Settings) -> Any:
+    """A component that replaces the model's feed-forward network, or the fields to change in its own, or None."""
+    section = settings.sections["ffn"]
+    if "_target_" in section:
+        return settings.build("ffn")
+    return {name: value for name, value in section.items() if value is not None} or None
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A callback (description, done, total) that draws a bar, if somebody is looking."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+
+        def advance(description: str, done: int, total: int) -> None:
+            if description not in tasks:
+                tasks[description] = bar.add_task(description, total=total)
+            bar.update(tasks[description], completed=done, total=total)
+
+        yield advance

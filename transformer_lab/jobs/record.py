@@ -1,0 +1,169 @@
+"""result.json: what a run used, how long it took and what came out.
+
+A record is written to a temporary name and renamed, so that there is a whole one or none. The record of a failure
+never replaces anything.
+"""
+
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import transformer_lab
+from transformer_lab.config import Settings
+from transformer_lab.errors import UnavailableError
+
+FILE_NAME = "result.json"
+SCHEMA = 1
+PACKAGES = (
+    "numpy",
+    "torch",
+    "jax",
+    "jaxlib",
+    "tokenizers",
+    "safetensors",
+    "huggingface-hub",
+    "hydra-core",
+)
+TIMINGS = ("load_s", "compile_s", "first_token_s", "prefill_tokens_per_s", "decode_tokens_per_s")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job hands back. output: its own part of the record. model: the LanguageModel it used, if it used one.
+
+    timing: values for the names in TIMINGS, as far as the job has them.
+    """
+
+    output: Mapping[str, Any]
+    model: Any = None
+    timing: Mapping[str, float | None] = field(default_factory=dict)
+
+
+def finished(settings: Settings, result: Result) -> dict[str, Any]:
+    model = result.model
+    timing = dict.fromkeys(TIMINGS) | dict(result.timing)
+    return _head(settings, "ok") | {
+        "backend": None if model is None else _backend(model.backend),
+        "model": None if model is None else _model(model),
+        "timing": timing | {"peak_memory_bytes": peak_memory_bytes()},
+        "environment": environment(),
+        "output": dict(result.output),
+    }
+
+
+def failed(settings: Settings, error: BaseException, exit_code: int) -> dict[str, Any]:
+    stopped = isinstance(error, (KeyboardInterrupt, BrokenPipeError))
+    said = {"type": type(error).__name__, "message": str(error), "exit_code": exit_code}
+    return _head(settings, "interrupted" if stopped else "error") | {"error": said, "environment": environment()}
+
+
+def write(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Writes `record` as result.json into `folder`: the path. Raises UnavailableError where the disk refuses."""
+    path = folder / FILE_NAME
+    text = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=".result-", suffix=".json", dir=folder)
+        try:
+            # backslashreplace: half a character of a file name becomes \\udcXX, which JSON reads back
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+                file.write(text)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror or error}."
+        raise UnavailableError(message) from error
+    return path
+
+
+def write_failure(folder: Path, settings: Settings, error: BaseException, exit_code: int) -> None:
+    """Leaves the record of a failed run, if there is a place for it and no record in it."""
+    if not (folder / FILE_NAME).exists():
+        with suppress(UnavailableError):
+            write(folder, failed(settings, error, exit_code))
+
+
+def peak_memory_bytes() -> int | None:
+    """The most memory this process has held so far; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def environment() -> dict[str, Any]:
+    packages = {name: found for name in PACKAGES if (found := _installed_version(name)) is not None}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": _threads(),
+        "packages": {"transformer_lab": transformer_lab.__version__} | packages,
+    }
+
+
+def _head(settings: Settings, status: str) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "job": settings.choices["job"],
+        "status": status,
+        "choices": dict(settings.choices),
+        "settings": settings.as_dict(),
+    }
+
+
+def _backend(backend: Any) -> dict[str, Any]:
+    return {
+        "name": backend.name,
+        "version": backend.version,
+        "device": backend.device,
+        "precision": backend.precision,
+        "ops": dict(backend.ops),
+    }
+
+
+def _model(model: Any) -> dict[str, Any]:
+    return {
+        "source": model.source,
+        "sha256": model.weights_sha256(),
+        "parameters": model.parameters_count,
+        "active_parameters": model.active_parameters_count,
+    }
+
+
+def _threads() -> int:
+    """How many threads the libraries take unless told otherwise: OMP_NUM_THREADS, else the usable cores."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity; both become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value
