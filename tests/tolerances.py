@@ -1,0 +1,13 @@
+"""Every tolerance of the test suite, named once. None is ever loosened to get green."""
+
+# float32 logits against float64 ones, in units of the standard deviation of the logits (transformers reaches 2.5e-6).
+LOGITS_FLOAT32 = 1e-5
+LOGITS_FLOAT64 = 1e-12
+
+# One operation against its plain version in float64, relative to the largest magnitude of the result. Sums over a few
+# hundred terms: about 30 roundings of the precision.
+OPERATION = {"float32": 4e-6, "float64": 1e-14}
+# The same for gradients, which pass through several sums.
+GRADIENT = {"float32": 2e-5, "float64": 1e-13}
+# Central differences in float64 with a step of 1e-6: the step's square and the cancellation meet near 1e-8.
+FINITE_DIFFERENCE = 1e-7
