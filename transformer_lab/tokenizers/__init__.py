@@ -1,0 +1,33 @@
+"""Text to token ids and back: byte-level BPE by hand, its training, and the `tokenizers` library behind one interface.
+
+Reading order: byte_alphabet, pre_tokenization, byte_bpe, bpe_training; the rest is files and edges. Depends on nothing
+else in this project, and only `huggingface.py` names the library.
+"""
+
+from transformer_lab.tokenizers.bpe_training import train_tokenizer
+from transformer_lab.tokenizers.byte_bpe import ByteBPE
+from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
+from transformer_lab.tokenizers.interface import TextStream, Tokenizer
+from transformer_lab.tokenizers.loading import (
+    TOKENIZER_FILES,
+    TOKENIZER_KINDS,
+    embedded_tokenizer_names,
+    is_folder_source,
+    load_tokenizer,
+    load_tokenizer_folder,
+)
+
+__all__ = [
+    "END_OF_TEXT",
+    "TOKENIZER_FILES",
+    "TOKENIZER_KINDS",
+    "ByteBPE",
+    "TextStream",
+    "Tokenizer",
+    "TokenizerDefinition",
+    "embedded_tokenizer_names",
+    "is_folder_source",
+    "load_tokenizer",
+    "load_tokenizer_folder",
+    "train_tokenizer",
+]

@@ -1,0 +1,125 @@
+"""Finds the files of a tokenizer, by name among the embedded ones or in a folder, and makes it.
+
+Knows nothing of models and of the network: names of models and hub ids are resolved by the caller, who then hands a
+folder to `load_tokenizer_folder`.
+"""
+
+from os import PathLike
+from pathlib import Path
+
+from transformer_lab.errors import ConfigurationError, InputFileError
+from transformer_lab.paths import data_folder
+from transformer_lab.tokenizers.byte_bpe import ByteBPE
+from transformer_lab.tokenizers.definition import TokenizerDefinition
+from transformer_lab.tokenizers.interface import Tokenizer
+from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json, read_vocab_and_merges
+
+TOKENIZER_KINDS = ("byte_bpe", "huggingface")
+# What a folder is searched for, in this order.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json + merges.txt", "gpt2-vocab.json + gpt2-merges.txt")
+
+
+def embedded_tokenizer_names() -> list[str]:
+    """The names under resources/tokenizer_data, sorted; they need no network."""
+    folder = data_folder("resources") / "tokenizer_data"
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+
+def is_folder_source(source: str | PathLike[str]) -> bool:
+    """True if `source` means a folder: a path object, what starts with '/', '.' or '~', or an existing folder."""
+    return not isinstance(source, str) or source.startswith(("/", ".", "~")) or _is_dir(Path(source))
+
+
+def load_tokenizer(source: str | PathLike[str], kind: str = "byte_bpe") -> Tokenizer:
+    """The tokenizer called or stored at `source`.
+
+    source: a name under resources/tokenizer_data, such as "gpt2", or a folder with tokenizer.json, with vocab.json +
+        merges.txt, or with gpt2-vocab.json + gpt2-merges.txt. What starts with "/", "." or "~", or names an existing
+        folder, is always a folder. Where a folder has both formats, tokenizer.json counts, because it alone holds all
+        the rules, and the pair must agree with it.
+    kind: "byte_bpe" (by hand) or "huggingface" (the `tokenizers` library, which reads other kinds of tokenizer too).
+
+    Raises ConfigurationError for an unknown name or kind, InputFileError for missing or damaged files.
+    """
+    if isinstance(source, str) and not is_folder_source(source):
+        names = embedded_tokenizer_names()
+        if source not in names:
+            message = (
+                f"There is no tokenizer {source!r}. Embedded ones: {', '.join(names) or 'none'}; "
+                "a folder is written with ./ or / in front."
+            )
+            raise ConfigurationError(message)
+        source = data_folder("resources") / "tokenizer_data" / source
+    folder = Path(source).expanduser()
+    tokenizer = load_tokenizer_folder(folder, kind)
+    if tokenizer is None:
+        message = f"{folder} holds no tokenizer; looked for {', '.join(TOKENIZER_FILES)}."
+        raise InputFileError(message)
+    return tokenizer
+
+
+def load_tokenizer_folder(folder: str | PathLike[str], kind: str = "byte_bpe") -> Tokenizer | None:
+    """The tokenizer in `folder`, or None if it holds none of TOKENIZER_FILES. Errors as in `load_tokenizer`."""
+    if kind not in TOKENIZER_KINDS:
+        message = f"Unknown kind of tokenizer {kind!r}; expected {' or '.join(TOKENIZER_KINDS)}."
+        raise ConfigurationError(message)
+    folder = Path(folder)
+    if not _is_dir(folder):
+        what = "is not a folder" if _is_file(folder) else "does not exist"
+        shown = str(folder) if len(str(folder)) < 300 else f"{str(folder)[:300]}..."
+        message = f"The tokenizer folder {shown} {what}."
+        raise InputFileError(message)
+    one_file = folder / "tokenizer.json"
+    pair = _vocab_and_merges(folder)
+    if kind == "huggingface":
+        from transformer_lab.tokenizers.huggingface import HuggingFaceTokenizer
+
+        if one_file.exists():
+            return HuggingFaceTokenizer.from_tokenizer_json(one_file)
+        return HuggingFaceTokenizer.from_definition(read_vocab_and_merges(*pair)) if pair else None
+    if one_file.exists():
+        definition = read_tokenizer_json(one_file)
+        if pair:
+            _check_agreement(definition, one_file, read_vocab_and_merges(*pair), pair)
+        return ByteBPE(definition)
+    return ByteBPE(read_vocab_and_merges(*pair)) if pair else None
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name too long, or one with a null character
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _vocab_and_merges(folder: Path) -> tuple[Path, Path] | None:
+    for prefix in ("", "gpt2-"):
+        vocab, merges = folder / f"{prefix}vocab.json", folder / f"{prefix}merges.txt"
+        # A vocab.json alone belongs to another kind of tokenizer, or to none.
+        if vocab.exists() and merges.exists():
+            return vocab, merges
+    return None
+
+
+def _check_agreement(
+    definition: TokenizerDefinition, one_file: Path, other: TokenizerDefinition, pair: tuple[Path, Path]
+) -> None:
+    """Two files that contradict each other mean that one of them is wrong, and nobody could say which was used."""
+    if list(definition.merges) != list(other.merges):
+        message = f"{one_file} (field model.merges) and {pair[1]} disagree. Remove the wrong one."
+        raise InputFileError(message)
+    ids = {**definition.vocab, **{token.text: token.id for token in definition.added_tokens}}
+    for token, token_id in other.vocab.items():
+        if ids.get(token) != token_id:
+            message = (
+                f"{one_file} (field model.vocab) and {pair[0]} disagree about {token!r}: "
+                f"{ids.get(token)} and {token_id}. Remove the wrong one."
+            )
+            raise InputFileError(message)

@@ -1,0 +1,85 @@
+"""Reads small files that a stranger may have made, and writes files without losing what was there.
+
+Knows nothing of what the files mean.
+"""
+
+import json
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformer_lab.errors import InputFileError, UnavailableError
+
+# The largest published tokenizer.json files have some 35 MB. Anything far above is no tokenizer.
+MAX_FILE_BYTES = 128 * 2**20
+
+
+def read_text(file: Path) -> str:
+    """The UTF-8 text of a regular file (or a link to one) of at most MAX_FILE_BYTES; otherwise an InputFileError.
+
+    The kind of file is looked at before it is opened: opening a named pipe would wait for a writer, perhaps forever.
+    """
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):
+            message = f"{file} is not a regular file."
+            raise InputFileError(message)
+        if status.st_size > MAX_FILE_BYTES:
+            message = f"{file} has {status.st_size} bytes, too many for a tokenizer file (at most {MAX_FILE_BYTES})."
+            raise InputFileError(message)
+        with open(file, "rb") as stream:
+            return stream.read(MAX_FILE_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"{file} is not UTF-8 text: byte {error.start} is wrong."
+        raise InputFileError(message) from None
+    except OSError as error:
+        message = f"{file} cannot be read: {error.strerror or error}."
+        raise InputFileError(message) from None
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`; an InputFileError if it is damaged or something else."""
+    text = read_text(file)
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        message = f"{file} is nested too deeply."
+        raise InputFileError(message) from None
+    except ValueError as error:
+        message = f"{file} is not valid JSON, perhaps cut off: {error}."
+        raise InputFileError(message) from None
+    if not isinstance(value, dict):
+        message = f"{file} must hold a JSON object, but holds {json_type(value)}."
+        raise InputFileError(message)
+    return value
+
+
+def json_type(value: object) -> str:
+    """What JSON calls the type of a parsed value, for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number"}
+    return names.get(type(value), "null" if value is None else "a number")
+
+
+def write_files(folder: Path, contents: Mapping[str, str]) -> None:
+    """Writes name -> text into `folder`: all under temporary names first, then renamed, so nothing old is half lost."""
+    temporary: dict[Path, Path] = {}
+    try:
+        if folder.exists() and not folder.is_dir():
+            message = f"{folder} is a file; a folder is needed."
+            raise InputFileError(message)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in contents.items():
+            path = folder / f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+            temporary[path] = folder / name
+            path.write_bytes(text.encode("utf-8"))
+        for path, final in temporary.items():
+            path.replace(final)
+    except OSError as error:
+        message = f"{folder} cannot be written: {error.strerror or error}."
+        raise UnavailableError(message) from error
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
