@@ -30,7 +30,7 @@ def download(repo_id: str, revision: str = "main", progress: bool = True, endpoi
     """
     try:
         import huggingface_hub
-        from huggingface_hub import errors
+        from huggingface_hub import errors, utils
     except ImportError as error:
         message = (
             f"The model {quoted(repo_id)} would come from the Hugging Face hub, but huggingface_hub is not installed. "
@@ -38,7 +38,7 @@ def download(repo_id: str, revision: str = "main", progress: bool = True, endpoi
         )
         raise UnavailableError(message) from error
 
-    tqdm: Any = getattr(huggingface_hub.utils, "tqdm")  # noqa: B009  # not exported for type checkers
+    tqdm: Any = getattr(utils, "tqdm")  # noqa: B009  # not exported for type checkers
 
     class Silent(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:

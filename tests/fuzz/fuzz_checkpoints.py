@@ -1,0 +1,298 @@
+"""Damages model files at random and reads them: whatever comes, it is a LabError that names the file, or a clean load.
+
+    python tests/fuzz/fuzz_checkpoints.py --seconds 60 [--seed N] [--only config]
+
+Each kind of file has one function: given a random generator and an empty folder it writes a damaged model into it and
+says what to call with it. To fuzz another kind, write such a function and add it to KINDS. Reports the number of cases
+and of clean loads per kind and the growth of memory; exits with 1 and the way to repeat the case if one fails.
+"""
+
+import argparse
+import copy
+import json
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from transformer_lab.checkpoints import (
+    end_of_text_ids,
+    inspect_folder,
+    load_parameters,
+    read_config,
+    save_folder,
+    weights_sha256,
+)
+from transformer_lab.checkpoints.number_formats import BITS
+from transformer_lab.checkpoints.safetensors_file import read_header
+from transformer_lab.errors import LabError
+from transformer_lab.ffn.dense import Dense
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.parameters import flatten, shapes
+
+MOST_GROWTH = 500e6  # bytes above the interpreter with everything imported
+INDEX = "model.safetensors.index.json"
+
+GPT2 = ModelConfig(20, 8, 8, 2, 2, Dense(8))
+LLAMA = ModelConfig(
+    20, 8, 8, 1, 2, Dense(8, "silu", gated=True, bias=False), position="rotary", norm="rms_norm", attention_bias=False
+)
+
+# Values that programs trip over, in any place of a JSON file.
+ODD = [
+    None, True, False, 0, 1, -1, 2, 7, 8, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**9, 10**30, 10**4000, -(2**63),
+    0.0, -0.0, 0.5, 1.0, 12.0, 1e9, 1e308, 1e-320, float("nan"), float("inf"), "", "0", "12", "x", "F32", "F64", "BF16",
+    "I8", "gpt2", "llama", "../x", "/etc/passwd", "\0", "\x1b[2J", "\ud800", "ä", "𝒳" * 50, "x" * 5000, [], {},
+    [0], [0, 0], [[]], [1] * 100, {"": 0}, {"rope_type": "default", "rope_theta": 5.0}, {"type": "linear"}, [2**63, 0], [0, 2**64],
+]  # fmt: skip
+
+
+# Fields that change the function and that a small model does not have of itself.
+MORE_FIELDS = [
+    "quantization_config", "is_causal", "n_ctx", "hidden_size", "sliding_window", "layer_types", "rope_scaling",
+    "rope_theta", "add_cross_attention", "per_layer_config", "head_dim", "n_inner",
+]  # fmt: skip
+
+
+def odd(rng):
+    return copy.deepcopy(rng.choice(ODD))
+
+
+def places(value, path=()):
+    """The path to every value inside a JSON value."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+def damage(rng, value):
+    """`value` with a few places changed: another value, a key gone, doubled or renamed, a number a little off."""
+    value = json.loads(json.dumps(value))
+    for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
+        all_places = [path for path in places(value) if path]
+        if not all_places or rng.random() < 0.01:
+            return odd(rng)
+        path = rng.choice(all_places)
+        parent = value
+        for key in path[:-1]:
+            parent = parent[key]
+        key, old = path[-1], parent[path[-1]]
+        action = rng.randrange(7)
+        if action == 0:
+            del parent[key]
+        elif action == 1 and isinstance(parent, dict):
+            parent[rng.choice(["x", "", "__metadata__", "model_type", "\ud800", "dtype"])] = old
+        elif action == 2 and type(old) is int:
+            parent[key] = old + rng.choice([-8, -4, -1, 1, 4, 8, 1000])
+        elif action == 3 and isinstance(old, list):
+            rng.shuffle(old)
+        elif action == 4 and isinstance(old, list):
+            old.append(odd(rng))
+        elif action == 5:
+            other = value
+            for step in rng.choice(all_places):
+                if isinstance(other, (dict, list)):
+                    other = other[step] if not isinstance(other, dict) or step in other else other
+            parent[key] = json.loads(json.dumps(other))
+        else:
+            parent[key] = odd(rng)
+    return value
+
+
+def damage_bytes(rng, data):
+    """`data` with bytes changed, cut out, doubled or put in."""
+    data = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 5, 30])):
+        at = rng.randrange(len(data) + 1)
+        length = rng.choice([1, 1, 2, 8, 100])
+        action = rng.randrange(5)
+        if action == 0:
+            data[at : at + 1] = bytes([rng.randrange(256)])
+        elif action == 1:
+            del data[at : at + length]
+        elif action == 2:
+            data[at:at] = data[at : at + length]
+        elif action == 3:
+            data[at:at] = rng.choice([b'"', b"{", b"}", b"[", b",", b":", b"\\u0000", b"\xff", b"9" * length, b"\0"])
+        else:
+            del data[at:]
+    return bytes(data)
+
+
+def dumped(rng, value):
+    """The value as JSON text; now and then damaged as text too, or wrapped until it is very deep."""
+    data = json.dumps(value).encode()
+    chance = rng.random()
+    if chance < 0.2:
+        return damage_bytes(rng, data)
+    if chance < 0.22:
+        depth = rng.choice([100, 1000, 100_000])
+        return b'{"a":' * depth + data + b"}" * depth
+    if chance < 0.24:
+        return (
+            b'{"a":[' + rng.choice([b"[],", b"{},", b"0,", b'"",', b'{"":[]},']) * rng.choice([10**4, 10**6]) + b"0]}"
+        )
+    return data
+
+
+TEMPLATES = {}
+
+
+def template(config, **options):
+    """The files of a whole small model, made once."""
+    key = (config, tuple(options.items()))
+    if key not in TEMPLATES:
+        arrays = {name: np.ones(shape, np.float32) for name, shape in shapes(config).items()}
+        with tempfile.TemporaryDirectory() as folder:
+            save_folder(folder, config, arrays, **options)
+            TEMPLATES[key] = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return TEMPLATES[key]
+
+
+def put(folder, files):
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def whole(rng):
+    return template(rng.choice([GPT2, LLAMA]), dtype=rng.choice(["float32", "float16", "bfloat16"]))
+
+
+def read_all(folder):
+    """Everything that reads a model folder."""
+    inspect_folder(folder)
+    config = read_config(folder)
+    end_of_text_ids(folder)
+    weights_sha256(folder)
+    loaded = dict(flatten(load_parameters(folder, config)))
+    assert {name: array.shape for name, array in loaded.items()} == shapes(config)
+
+
+def safetensors_kind(rng, folder):
+    """Damage in the header, in the length before it, or anywhere. What passes must pass safetensors' own reader too."""
+    files = dict(whole(rng))
+    data = files["model.safetensors"]
+    length = int.from_bytes(data[:8], "little")
+    header, tensors = json.loads(data[8 : 8 + length]), data[8 + length :]
+    chance = rng.random()
+    if chance < 0.6:
+        if rng.random() < 0.3:  # another dtype in one entry, of the right size now and then
+            header[rng.choice(list(header))] = {"dtype": rng.choice(list(BITS)), "shape": [8], "data_offsets": [0, 32]}
+        text = dumped(rng, damage(rng, header))
+        claimed = len(text) if rng.random() < 0.9 else rng.choice([0, 1, len(text) + 1, 10**8, 2**63, 2**64 - 1])
+        data = claimed.to_bytes(8, "little") + text + tensors
+    elif chance < 0.9:
+        data = damage_bytes(rng, data)
+    else:
+        data = rng.randbytes(rng.choice([0, 1, 7, 8, 9, 100, 10_000]))
+    files["model.safetensors"] = data
+    put(folder, files)
+
+    def read():
+        path = folder / "model.safetensors"
+        ours = read_header(path)
+        with safe_open(path, "np") as judge:
+            assert set(judge.keys()) == set(ours.tensors)
+            for name, tensor in ours.tensors.items():
+                assert tuple(judge.get_slice(name).get_shape()) == tensor.shape
+        read_all(folder)
+
+    return read
+
+
+def config_kind(rng, folder):
+    """Damage in config.json: known fields with odd values, unknown ones, broken text."""
+    files = dict(whole(rng))
+    fields = json.loads(files["config.json"])
+    for _ in range(rng.choice([0, 1, 3])):
+        names = [*MORE_FIELDS, *fields]
+        fields[rng.choice(names)] = odd(rng)
+    files["config.json"] = dumped(rng, damage(rng, fields) if rng.random() < 0.7 else fields)
+    put(folder, files)
+    return lambda: read_all(folder)
+
+
+def index_kind(rng, folder):
+    """Damage in the index of the shards, or a shard gone, doubled or swapped."""
+    files = dict(template(GPT2, max_shard_size=2000))
+    if rng.random() < 0.8:
+        files[INDEX] = dumped(rng, damage(rng, json.loads(files[INDEX])))
+    shards = sorted(name for name in files if name.startswith("model-"))
+    chance = rng.random()
+    if chance < 0.1:
+        del files[rng.choice(shards)]
+    elif chance < 0.2:
+        files[rng.choice(shards)] = files[rng.choice(shards)]
+    put(folder, files)
+    return lambda: read_all(folder)
+
+
+KINDS = {"safetensors": safetensors_kind, "config": config_kind, "index": index_kind}
+
+
+def peak_bytes():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def check(kind, seed, folder, plant=False):
+    """Runs one case, which kind and seed decide alone. -> "loaded", or "refused"; raises on a failure."""
+    rng = random.Random(f"{kind} {seed}")
+    read = KINDS[kind](rng, folder)
+    try:
+        read()
+    except LabError as error:
+        message = str(error)
+        assert plant is False, "planted fault"
+        assert str(folder) in message, f"the message does not name the file: {message}"
+        assert message.isprintable(), f"control characters in {message!r}"
+        assert len(message) < 3000, f"a message of {len(message)} characters"
+        return "refused"
+    return "loaded"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=None, help="the first case; they count up from it")
+    parser.add_argument("--only", choices=sorted(KINDS))
+    parser.add_argument("--plant", action="store_true", help="take every refusal for a failure, to test this script")
+    options = parser.parse_args()
+    kinds = [options.only] if options.only else sorted(KINDS)
+    seed = time.time_ns() % 10**9 if options.seed is None else options.seed
+    outcomes, failures, start = Counter(), 0, time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        before = peak_bytes()
+        while time.monotonic() - start < options.seconds and not failures:
+            for kind in kinds:
+                folder = Path(scratch) / "case"
+                folder.mkdir()
+                try:
+                    outcomes[kind, check(kind, seed, folder, options.plant)] += 1
+                except Exception:
+                    failures += 1
+                    print(f"FAILED: --only {kind} --seed {seed} --seconds 0.001")
+                    traceback.print_exc(file=sys.stdout)
+                shutil.rmtree(folder)
+            seed += 1
+        growth = peak_bytes() - before
+    for (kind, outcome), count in sorted(outcomes.items()):
+        print(f"{kind:12} {outcome:8} {count:8}")
+    if growth > MOST_GROWTH:
+        failures += 1
+        print(f"FAILED: memory grew by {growth / 1e6:.0f} MB; {MOST_GROWTH / 1e6:.0f} MB are allowed")
+    print(f"{outcomes.total()} cases, {failures} failures, memory grew by {growth / 1e6:.0f} MB")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
