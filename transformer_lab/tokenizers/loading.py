@@ -36,7 +36,8 @@ def load_tokenizer(source: str | PathLike[str], kind: str = "byte_bpe") -> Token
     source: a name under resources/tokenizer_data, such as "gpt2", or a folder with tokenizer.json, with vocab.json +
         merges.txt, or with gpt2-vocab.json + gpt2-merges.txt. What starts with "/", "." or "~", or names an existing
         folder, is always a folder. Where a folder has both formats, tokenizer.json counts, because it alone holds all
-        the rules, and the pair must agree with it.
+        the rules; byte_bpe then checks that the pair agrees with it. tokenizer_config.json and its kin are read only
+        beside a pair, since tokenizer.json has its own list of added tokens.
     kind: "byte_bpe" (by hand) or "huggingface" (the `tokenizers` library, which reads other kinds of tokenizer too).
 
     Raises ConfigurationError for an unknown name or kind, InputFileError for missing or damaged files.
@@ -65,7 +66,7 @@ def load_tokenizer_folder(folder: str | PathLike[str], kind: str = "byte_bpe") -
         raise ConfigurationError(message)
     folder = Path(folder)
     if not _is_dir(folder):
-        what = "is not a folder" if _is_file(folder) else "does not exist"
+        what = "is not a folder" if _exists(folder) else "does not exist"
         shown = str(folder) if len(str(folder)) < 300 else f"{str(folder)[:300]}..."
         message = f"The tokenizer folder {shown} {what}."
         raise InputFileError(message)
@@ -74,10 +75,10 @@ def load_tokenizer_folder(folder: str | PathLike[str], kind: str = "byte_bpe") -
     if kind == "huggingface":
         from transformer_lab.tokenizers.huggingface import HuggingFaceTokenizer
 
-        if one_file.exists():
+        if _exists(one_file):
             return HuggingFaceTokenizer.from_tokenizer_json(one_file)
         return HuggingFaceTokenizer.from_definition(read_vocab_and_merges(*pair)) if pair else None
-    if one_file.exists():
+    if _exists(one_file):
         definition = read_tokenizer_json(one_file)
         if pair:
             _check_agreement(definition, one_file, read_vocab_and_merges(*pair), pair)
@@ -92,9 +93,12 @@ def _is_dir(path: Path) -> bool:
         return False
 
 
-def _is_file(path: Path) -> bool:
+def _exists(path: Path) -> bool:
+    """True also for what may not be looked at, so that reading it can say so."""
     try:
         return path.exists()
+    except PermissionError:
+        return True
     except (OSError, ValueError):
         return False
 
@@ -103,7 +107,7 @@ def _vocab_and_merges(folder: Path) -> tuple[Path, Path] | None:
     for prefix in ("", "gpt2-"):
         vocab, merges = folder / f"{prefix}vocab.json", folder / f"{prefix}merges.txt"
         # A vocab.json alone belongs to another kind of tokenizer, or to none.
-        if vocab.exists() and merges.exists():
+        if _exists(vocab) and _exists(merges):
             return vocab, merges
     return None
 

@@ -5,7 +5,6 @@ Knows nothing of what the files mean.
 
 import json
 import os
-import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,7 +71,7 @@ def write_files(folder: Path, contents: Mapping[str, str]) -> None:
             raise InputFileError(message)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
-            path = folder / f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+            path = folder / f".{name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
             temporary[path] = folder / name
             path.write_bytes(text.encode("utf-8"))
         for path, final in temporary.items():

@@ -251,8 +251,8 @@ def _split_expression(step: Mapping[str, Any], file: Path, field: str) -> str:
     expression = pattern.get("Regex") if isinstance(pattern, dict) else None
     if not isinstance(expression, str):
         raise _other_kind(file, f"{field}.pattern", pattern, "a Regex")
-    # Either way every match becomes a piece. (Removed + invert would drop what lies between; refused below if not empty
-    # is impossible to know here, so it is accepted only for expressions that also match everything else.)
+    # Isolated: every match is a piece, and so is what lies between. Removed + invert drops what lies between, which is
+    # the same only if the expression matches everything; ending with white space is how the published ones do.
     isolated = step.get("behavior") == "Isolated"
     removed = step.get("behavior") == "Removed" and step.get("invert") is True and expression.endswith(r"|\s+")
     if not (isolated or removed):
