@@ -141,9 +141,8 @@ def test_an_interrupted_download(hub, get):
     with hub.running() as endpoint:
         code, message = get(endpoint, "lab/tiny", HF_HUB_DOWNLOAD_TIMEOUT="1")
         assert code == 4 and "lab/tiny" in message, message
-    for revision in ("main", COMMIT):
-        code, message = get(nobody(), "lab/tiny", revision, HF_HUB_OFFLINE="1")
-        assert code == 4 and "not all of it" in message
+    code, message = get(nobody(), "lab/tiny", HF_HUB_OFFLINE="1")
+    assert code == 4 and "not all of it" in message
     hub.cut_after = None
     with hub.running() as endpoint:
         code, folder = get(endpoint, "lab/tiny")

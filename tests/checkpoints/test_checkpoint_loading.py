@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -313,3 +315,15 @@ def test_metadata_is_tolerated(folder):
     header = {"__metadata__": {"format": "np", "x": "y" * 10_000}}
     write_raw(folder / WEIGHTS, header)
     refused(folder, "Missing")
+
+
+def test_loading_needs_numpy_alone(folder):
+    """No framework, no hub, not even safetensors: bfloat16 too is read by hand."""
+    save_folder(folder, GPT2, random_parameters(GPT2), dtype="bfloat16")
+    script = (
+        "import sys; from transformer_lab.checkpoints import *; folder = sys.argv[1]\n"
+        "load_parameters(folder, read_config(folder)); inspect_folder(folder)\n"
+        "print([name for name in 'torch jax ml_dtypes huggingface_hub safetensors'.split() if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

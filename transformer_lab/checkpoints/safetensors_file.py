@@ -53,7 +53,10 @@ def read_header(path: Path) -> SafetensorsFile:
     """The header of the file at `path`, checked in full. Raises InputFileError, naming the file and the tensor."""
     with open_regular(path) as handle:
         status = os.fstat(handle.fileno())
-        length = int.from_bytes(_read(handle, path, 8), "little")
+        start = _read(handle, path, 8)
+        if start == b"version ":
+            _refuse(path, "it seems to be a Git LFS pointer, which names the real file; fetch that with `git lfs pull`")
+        length = int.from_bytes(start, "little")
         if length > LARGEST_HEADER:
             _refuse(path, f"it claims a header of {length:,} bytes; more than {LARGEST_HEADER:,} is not read")
         if 8 + length > status.st_size:
