@@ -297,6 +297,11 @@ def test_names(tmp_path, monkeypatch, trained):
         load_tokenizer("gpt3")
     with pytest.raises(ConfigurationError, match=r"bpe.*byte_bpe"):
         load_tokenizer("gpt2", kind="bpe")
+    for wrong in ("", None, 5, ["gpt2"]):
+        with pytest.raises(ConfigurationError, match="tokenizer"):
+            load_tokenizer(wrong)
+    with pytest.raises(InputFileError, match="unknown user"):
+        load_tokenizer("~no-such-user/tokenizer")
     monkeypatch.chdir(tmp_path)
     trained.save("gpt2")  # a folder of that name comes first
     assert load_tokenizer("gpt2").vocab_size == load_tokenizer("./gpt2").vocab_size == 400

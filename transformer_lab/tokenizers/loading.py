@@ -27,7 +27,9 @@ def embedded_tokenizer_names() -> list[str]:
 
 def is_folder_source(source: str | PathLike[str]) -> bool:
     """True if `source` means a folder: a path object, what starts with '/', '.' or '~', or an existing folder."""
-    return not isinstance(source, str) or source.startswith(("/", ".", "~")) or _is_dir(Path(source))
+    if not isinstance(source, str):
+        return True
+    return source.startswith(("/", ".", "~")) or (source != "" and _is_dir(Path(source)))
 
 
 def load_tokenizer(source: str | PathLike[str], kind: str = "byte_bpe") -> Tokenizer:
@@ -42,6 +44,9 @@ def load_tokenizer(source: str | PathLike[str], kind: str = "byte_bpe") -> Token
 
     Raises ConfigurationError for an unknown name or kind, InputFileError for missing or damaged files.
     """
+    if not isinstance(source, str | PathLike):
+        message = f"A tokenizer is named by a text or a path, got {type(source).__name__}."
+        raise ConfigurationError(message)
     if isinstance(source, str) and not is_folder_source(source):
         names = embedded_tokenizer_names()
         if source not in names:
@@ -51,7 +56,11 @@ def load_tokenizer(source: str | PathLike[str], kind: str = "byte_bpe") -> Token
             )
             raise ConfigurationError(message)
         source = data_folder("resources") / "tokenizer_data" / source
-    folder = Path(source).expanduser()
+    try:
+        folder = Path(source).expanduser()
+    except RuntimeError:
+        message = f"{source} names the home folder of an unknown user."
+        raise InputFileError(message) from None
     tokenizer = load_tokenizer_folder(folder, kind)
     if tokenizer is None:
         message = f"{folder} holds no tokenizer; looked for {', '.join(TOKENIZER_FILES)}."
