@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
     from transformer_lab.generation.continuation import Generation
     from transformer_lab.language_model import LanguageModel, load_model
-    from transformer_lab.tokenizers import load_tokenizer, train_tokenizer
+    from transformer_lab.sources import load_tokenizer
+    from transformer_lab.tokenizers import train_tokenizer
 
     __version__: str
 
@@ -26,7 +27,7 @@ _HOME = {
     "UnavailableError": "transformer_lab.errors",
     "available_backends": "transformer_lab.config",
     "load_model": "transformer_lab.language_model",
-    "load_tokenizer": "transformer_lab.tokenizers",
+    "load_tokenizer": "transformer_lab.sources",
     "train_tokenizer": "transformer_lab.tokenizers",
 }
 

@@ -86,7 +86,7 @@ def _main(words: list[str], debug: bool) -> int:
         if flags.shell_completion:
             composition.shell_completion(hydra, words)
             return 0
-        words = composition.normalise(words, composition.extra_groups(hydra))
+        words = composition.normalise(words, composition.extra_groups(flags.config_dir))
         if flags.cfg or flags.info:
             composition.show(hydra, words, cfg=flags.cfg, package=flags.package, resolve=flags.resolve, info=flags.info)
             return 0

@@ -12,7 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformer_lab.config import PRIMARY, Settings, construct, groups, names, read_yaml, unknown_choice, unknown_key
+from transformer_lab.config import (
+    PRIMARY,
+    Settings,
+    construct,
+    groups,
+    names,
+    top_level_keys,
+    unknown_choice,
+    unknown_key,
+)
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.paths import data_folder
 
@@ -45,8 +54,7 @@ def normalise(words: Sequence[str], extra_groups: Sequence[str] = ()) -> list[st
     Hydra wants no sign before a group of the defaults list and before a key that exists, and a + before other groups
     (`extra_groups`, from a --config-dir). Keys of Hydra's own, and `group@package=`, stay as they are.
     """
-    primary = read_yaml(data_folder("conf") / f"{PRIMARY}.yaml")
-    known = [*groups(), *(key for key in primary if key not in ("defaults", "hydra")), *extra_groups]
+    known = [*top_level_keys(), *extra_groups]
     result = []
     for word in words:
         key, equals, _ = word.lstrip("+~").partition("=")
@@ -69,7 +77,7 @@ def compose(words: Sequence[str] = (), config_dir: str | None = None) -> Setting
     """The settings that a command line would give: `compose(["backend=jax", "seed=3"])`, for tests and notebooks."""
     texts, rest = take_free_text(words)
     with opened(config_dir) as hydra:
-        return check(hydra, normalise(rest, extra_groups(hydra)), texts)
+        return check(hydra, normalise(rest, extra_groups(config_dir)), texts)
 
 
 @contextmanager
@@ -99,10 +107,13 @@ def opened(config_dir: str | None = None) -> Iterator[Any]:
         GlobalHydra.instance().clear()
 
 
-def extra_groups(hydra: Any) -> list[str]:
-    """Groups that a --config-dir adds to ours."""
-    listed = {*groups(), "hydra"}
-    return [group for group in hydra.list_all_config_groups() if group.split("/")[0] not in listed]
+def extra_groups(config_dir: str | None) -> list[str]:
+    """Groups that a --config-dir adds to ours: its folders with YAML files in them."""
+    if config_dir is None:
+        return []
+    folder = Path(config_dir).expanduser()
+    found = {path.parent.relative_to(folder).as_posix() for path in folder.glob("*/**/*.yaml")}
+    return sorted(group for group in found if group.split("/")[0] not in (*groups(), "hydra"))
 
 
 def check(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> Settings:
@@ -206,9 +217,18 @@ def _compose(hydra: Any, words: Sequence[str]) -> Any:
     from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import MarkedYAMLError
 
     try:
         return hydra.compose_config(PRIMARY, list(words), RunMode.RUN)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{mark.name}, line {mark.line + 1}" if mark else "A configuration file"
+        message = f"{where}, is not YAML: {error.problem}."
+        raise ConfigurationError(message) from error
+    except RecursionError as error:
+        message = "A value is nested too deeply."
+        raise ConfigurationError(message) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explained(hydra, error, words) from error
 
@@ -227,7 +247,7 @@ def _explained(hydra: Any, error: Exception, words: Sequence[str]) -> Configurat
 
     if isinstance(error, OverrideParseException):
         message = (
-            f"{error.override!r} cannot be read. A list is written [1,2]; a text with commas, brackets or quotes in it "
+            f"{error.override[:80]!r} cannot be read. A list is written [1,2]; a text with commas, brackets or quotes in it "
             "needs quotes of its own, as in key='\"a, b\"'."
         )
         return ConfigurationError(message)

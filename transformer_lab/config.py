@@ -10,6 +10,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,9 +69,18 @@ def names(group: str) -> list[str]:
 
 def groups() -> list[str]:
     """The folders of conf/, in the order of the defaults list."""
-    entries = read_yaml(data_folder("conf") / f"{PRIMARY}.yaml")["defaults"]
-    keys = [key for entry in entries if isinstance(entry, dict) for key in entry]
+    keys = [key for entry in _primary()["defaults"] if isinstance(entry, dict) for key in entry]
     return [key for key in keys if not key.startswith("override ")]
+
+
+def top_level_keys() -> list[str]:
+    """Everything that a setting can begin with: the groups, and the keys of conf/config.yaml itself."""
+    return [*groups(), *(key for key in _primary() if key not in ("defaults", "hydra"))]
+
+
+@cache
+def _primary() -> dict[str, Any]:
+    return read_yaml(data_folder("conf") / f"{PRIMARY}.yaml")
 
 
 def component(group: str, name: str, **values: Any) -> Any:

@@ -19,7 +19,6 @@ class Generate:
     default_prompt: str
 
     def run(self, settings: Settings) -> Result:
-        """One prompt is streamed as it is generated; of several, each becomes a line of JSON when all are done."""
         prompt = chosen_prompt(settings, self.default_prompt)
         options = asdict(settings.build("sampling")) | {
             "max_new_tokens": settings.max_new_tokens,
@@ -29,13 +28,13 @@ class Generate:
         }
         model = load_chosen_model(settings)
         if isinstance(prompt, list) and isinstance(prompt[0], str):
-            generations = model.generate(prompt, **options)
+            generations = _print_lines(model, prompt, options)
             completions = [_completion(*pair) for pair in zip(prompt, generations, strict=True)]
-            for completion in completions:
-                print(json.dumps(completion, ensure_ascii=False))
             output = completions[0] | {"completions": completions}
         else:
-            generations = [_print_stream(model, prompt, options)]
+            generations = [
+                _print_stream(model, prompt, options) if model.tokenizer else _print_ids(model, prompt, options)
+            ]
             output = _completion(prompt, generations[0])
         sys.stdout.flush()
         timing = asdict(generations[0].timing) | {"load_s": model.load_seconds}
@@ -44,7 +43,7 @@ class Generate:
 
 
 def _print_stream(model: Any, prompt: Prompt, options: dict[str, Any]) -> Any:
-    """Prints the pieces of the continuation as they come; returns the Generation. Without a tokenizer, prints ids."""
+    """Prints the pieces of the continuation as they come; returns the Generation."""
     stream = model.stream(prompt, **options)
     try:
         for piece in stream:
@@ -54,10 +53,23 @@ def _print_stream(model: Any, prompt: Prompt, options: dict[str, Any]) -> Any:
         sys.stdout.write("\n")  # what came so far stays, as a whole line
         sys.stdout.flush()
         raise
-    if stream.result.text is None:
-        sys.stdout.write(" ".join(str(token) for token in stream.result.token_ids))
     sys.stdout.write("\n")
     return stream.result
+
+
+def _print_ids(model: Any, prompt: Prompt, options: dict[str, Any]) -> Any:
+    """For a model without a tokenizer: one line of token ids."""
+    generation = model.generate(prompt, **options)
+    print(*generation.token_ids)
+    return generation
+
+
+def _print_lines(model: Any, prompts: Prompt, options: dict[str, Any]) -> list[Any]:
+    """Several prompts in one batch: one line of JSON for each, since a text may itself have many lines."""
+    generations: list[Any] = model.generate(prompts, **options)
+    for prompt, generation in zip(prompts, generations, strict=True):
+        print(json.dumps({"prompt": prompt, "text": generation.text}, ensure_ascii=False))
+    return generations
 
 
 def _completion(prompt: Prompt | Sequence[Any], generation: Any) -> dict[str, Any]:

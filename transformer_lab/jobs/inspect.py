@@ -4,12 +4,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformer_lab.checkpoints import Inspection, download, inspect_folder
+from transformer_lab.checkpoints import Inspection, inspect_folder
 from transformer_lab.checkpoints.regular_file import is_there
 from transformer_lab.config import Settings
 from transformer_lab.jobs.record import Result
-from transformer_lab.paths import data_folder
-from transformer_lab.tokenizers import is_folder_source
+from transformer_lab.sources import model_folder
 
 
 @dataclass(frozen=True)
@@ -17,20 +16,18 @@ class Inspect:
     """Has no options: `model=...` or `model.source=PATH` says what to look at."""
 
     def run(self, settings: Settings) -> Result:
-        found = inspect_folder(_folder(settings))
+        found = inspect_folder(_chosen_path(settings))
         _print_tables(found)
         return Result(output=found.to_dict())
 
 
-def _folder(settings: Settings) -> Path:
+def _chosen_path(settings: Settings) -> Path:
+    """What the model's source means; other than for loading, it may be a single file."""
     source = settings.sections["model"]["source"]
-    embedded = data_folder("resources") / "models" / source
-    if not is_folder_source(source) and embedded.is_dir():
-        return embedded
-    path = Path(source).expanduser()
-    if is_folder_source(source) or is_there(path):
-        return path
-    return download(source, settings.sections["model"]["revision"] or "main")
+    file = Path(source).expanduser()
+    return (
+        file if is_there(file) and not file.is_dir() else model_folder(source, settings.sections["model"]["revision"])
+    )
 
 
 def _print_tables(found: Inspection) -> None:
