@@ -177,6 +177,7 @@ def test_llama_field_is_honoured(tmp_path, changes, ours, expected):
         ({"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": [1]}, "rope_parameters"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "rope_parameters"),
         ({"rope_theta": None}, "rope_theta"),
         ({"rope_theta": -1}, "rope_theta"),
         ({"num_key_value_heads": 5}, "num_key_value_heads"),

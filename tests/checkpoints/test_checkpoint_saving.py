@@ -10,7 +10,7 @@ import pytest
 from checkpoint_cases import GPT2, LLAMA, assert_same, random_parameters
 from safetensors import safe_open
 
-from transformer_lab.checkpoints import load_parameters, read_config, save_folder
+from transformer_lab.checkpoints import end_of_text_ids, load_parameters, read_config, save_folder
 from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig
@@ -219,6 +219,14 @@ def test_an_untied_gpt2(tmp_path):
     with safe_open(tmp_path / "model.safetensors", "np") as file:
         np.testing.assert_array_equal(file.get_tensor("lm_head.weight"), parameters["head"]["kernel"].T)
     assert_same(load_parameters(tmp_path, read_config(tmp_path)), parameters)
+
+
+def test_several_ids_that_end_a_text(tmp_path):
+    save_folder(tmp_path, LLAMA, random_parameters(LLAMA), end_of_text_ids=(3, 5))
+    assert end_of_text_ids(tmp_path) == (3, 5)
+    assert read_config(tmp_path).end_of_text_id == 3
+    save_folder(tmp_path, read_config(tmp_path), random_parameters(LLAMA), end_of_text_ids=(3,))
+    assert end_of_text_ids(tmp_path) == (3,)
 
 
 def test_nest_and_flatten_agree():

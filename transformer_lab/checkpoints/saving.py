@@ -12,7 +12,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,12 +38,14 @@ def save_folder(
     named_tensors: Mapping[str, Any],
     dtype: str = "float32",
     max_shard_size: int | None = None,
+    end_of_text_ids: Sequence[int] = (),
 ) -> None:
     """Writes config.json and model.safetensors into `folder`, which is made if need be.
 
     named_tensors: the parameters as NumPy arrays (or what np.asarray takes), nested or under dotted names, in any
     memory layout. dtype: float32, float64, float16 or bfloat16. max_shard_size: if given, no file gets more bytes of
-    tensors, unless one tensor alone has more, and an index is written.
+    tensors, unless one tensor alone has more, and an index is written. end_of_text_ids: what `end_of_text_ids` read, if
+    it is more than the one id that `config` holds.
 
     Raises ConfigurationError for a model that no family can hold or parameters that do not fit, UnavailableError if the
     disk does not take it, InputFileError if `folder` cannot be one.
@@ -72,6 +74,8 @@ def save_folder(
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         contents[file] = lambda handle, shard=shard: write(handle, shard, format)  # type: ignore[misc]
         weight_map |= {name: file for name, _, _ in shard}
+    if len(end_of_text_ids) > 1:
+        fields["eos_token_id"] = list(end_of_text_ids)
     contents[CONFIG] = _json(fields | {"dtype": dtype})
     if len(shards) > 1:
         size = sum(math.prod(shape) * BITS[format] // 8 for _, shape, _ in parts)

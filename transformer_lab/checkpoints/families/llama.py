@@ -84,6 +84,8 @@ def _rotary_base(fields: Fields) -> float:
     parameters = fields.values.get(name) or {}
     if not isinstance(parameters, dict):
         fields.refuse(name, "is not an object")
+    if any(isinstance(value, dict) for value in parameters.values()):
+        fields.refuse(name, "differs between kinds of layers; only one for all is offered")
     inner = Fields(fields.path, {f"{name}.{key}": value for key, value in parameters.items()})
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind != "default":
