@@ -98,7 +98,7 @@ def visible_keys(ops: Any, start: Any, queries: int, keys: int) -> Any:
     right: what lies behind a row's last token is never visible to it.
     """
     xp = ops.xp
-    query_positions = start[:, None] + xp.arange(queries, dtype=start.dtype, device=ops.array_device)[None, :]
+    query_positions = start[:, None] + xp.arange(queries, dtype=start.dtype, device=ops.array_device)
     key_positions = xp.arange(keys, dtype=start.dtype, device=ops.array_device)
     return key_positions[None, None, :] <= query_positions[:, :, None]
 
@@ -107,7 +107,7 @@ def rotary(ops: Any, x: Any, cos: Any, sin: Any) -> Any:
     """Turns the pairs (x[i], x[i + N / 2]) of every head: x [B, H, T, N], cos and sin [B, T, N / 2] -> [B, H, T, N]."""
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
-    cos, sin = cos[:, None], sin[:, None]  # the same for every head
+    cos, sin = cos[:, None, ...], sin[:, None, ...]  # the same for every head
     return ops.xp.concat([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
@@ -126,7 +126,7 @@ def attention(
     rows = xp.reshape(query, (batch, kv_heads, -1, size))  # [B, K, G * T, N]
     scores = xp.matmul(rows, xp.matrix_transpose(key)) * scale  # [B, K, G * T, S]
     scores = xp.reshape(scores, (batch, heads, queries, keys))
-    visible = visible_keys(ops, start, queries, keys)[:, None, :, :]  # [B, 1, T, S]
+    visible = visible_keys(ops, start, queries, keys)[:, None, ...]  # [B, 1, T, S]
     scores = tap("scores", xp.where(visible, scores, NEGATIVE_INFINITY))
     pattern = tap("pattern", ops.softmax(scores))
     mixed = xp.matmul(xp.reshape(pattern, (batch, kv_heads, -1, keys)), value)  # [B, K, G * T, N]

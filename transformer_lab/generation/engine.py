@@ -20,9 +20,9 @@ class Engine:
         self.ops, self.config, self.params, self.policy = ops, config, params, policy
 
         def extend(params: Any, token_ids: Any, start: Any, last: Any, cache: Any) -> tuple[Any, Any]:
-            """Feeds token_ids [B, T] from positions start [B]; -> (logits [B, V] after position `last` of each, cache)."""
+            """Feeds token_ids [B, T] from positions start [B]; -> (logits [B, V] after each row's `last`, cache)."""
             logits, cache = forward(ops, config, params, token_ids, start, cache, logits_at=last)
-            return logits[:, 0], cache
+            return logits[:, 0, :], cache
 
         def greedy(params: Any, token: Any, start: Any, cache: Any, found: Any, scores: Any, count: Any) -> Any:
             """Feeds token [B] and then, `count` times in all, the likeliest next one; -> (cache, found, scores).
@@ -34,7 +34,7 @@ class Engine:
             def step(i: Any, carry: Any) -> Any:
                 cache, token, found, scores = carry
                 logits, cache = forward(ops, config, params, token[:, None], start + i, cache)
-                logits = logits[:, 0]
+                logits = logits[:, 0, :]
                 token = ops.cast(xp.argmax(logits, axis=-1), ops.index_dtype)
                 score = -ops.cross_entropy(logits, token)
                 here = xp.arange(found.shape[1], device=ops.array_device)[None, :] == i

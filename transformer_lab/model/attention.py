@@ -27,7 +27,8 @@ def self_attention(
     qkv = ops.linear(x, params["qkv"]["kernel"], params["qkv"].get("bias"))  # [B, T, (H + 2 K) N]
     qkv = ops.xp.reshape(qkv, (batch, length, heads + 2 * kv_heads, size))
     qkv = ops.xp.permute_dims(qkv, (0, 2, 1, 3))  # [B, H + 2 K, T, N]
-    query, key, value = qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+    last = heads + kv_heads
+    query, key, value = qkv[:, :heads, ...], qkv[:, heads:last, ...], qkv[:, last:, ...]
     if angles is not None:
         query, key = ops.rotary(query, *angles), ops.rotary(key, *angles)
     query, key, value = tap("q", query), tap("k", key), tap("v", value)
