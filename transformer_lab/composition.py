@@ -247,8 +247,8 @@ def _explained(hydra: Any, error: Exception, words: Sequence[str]) -> Configurat
 
     if isinstance(error, OverrideParseException):
         message = (
-            f"{error.override[:80]!r} cannot be read. A list is written [1,2]; a text with commas, brackets or quotes in it "
-            "needs quotes of its own, as in key='\"a, b\"'."
+            f"{error.override[:80]!r} cannot be read. A list is written [1,2]; "
+            "a text with commas, brackets or quotes in it needs quotes of its own, as in key='\"a, b\"'."
         )
         return ConfigurationError(message)
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
