@@ -5,8 +5,8 @@ and checks what it is given; the work itself is done in `model`, `generation` an
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from transformer_lab import checkpoints
 from transformer_lab.cache.contiguous import Contiguous
-from transformer_lab.config import component
+from transformer_lab.config import component, construct
 from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
 from transformer_lab.generation.continuation import Continuation, Generation
 from transformer_lab.generation.engine import Engine
@@ -29,7 +29,7 @@ from transformer_lab.model.parameters import flatten, nest, shapes
 from transformer_lab.model.positions import rotary_table
 from transformer_lab.sources import Progress, config_folder, model_folder
 from transformer_lab.tokenizers import TOKENIZER_FILES, Tokenizer, load_tokenizer_folder
-from transformer_lab.tokenizers.loading import embedded_tokenizer_names
+from transformer_lab.tokenizers.loading import TOKENIZER_KINDS, embedded_tokenizer_names
 
 Prompt = str | Sequence[int]
 KINDS_OF_WEIGHTS = ("pretrained", "random")
@@ -70,13 +70,13 @@ def load_model(
     if weights not in KINDS_OF_WEIGHTS:
         message = f"weights is {weights!r}; choose one of {', '.join(KINDS_OF_WEIGHTS)}."
         raise ConfigurationError(message)
-    if weights == "random":
-        folder = config_folder(source, revision)
-    else:
-        folder = model_folder(source, revision)
+    if tokenizer is not None and tokenizer not in TOKENIZER_KINDS:
+        message = f"tokenizer is {tokenizer!r}; choose one of {', '.join(TOKENIZER_KINDS)}."
+        raise ConfigurationError(message)
+    folder = config_folder(source, revision) if weights == "random" else model_folder(source, revision)
     config = checkpoints.read_config(folder)
     if ffn is not None:
-        config = replace(config, ffn=replace(config.ffn, **ffn) if isinstance(ffn, Mapping) else ffn)
+        config = replace(config, ffn=_changed(config.ffn, ffn) if isinstance(ffn, Mapping) else ffn)
     try:
         if weights == "random":
             params = _random_parameters(config, backend, seed, progress)
@@ -101,8 +101,14 @@ def load_model(
         raise InputFileError(message)
     model = LanguageModel(backend, config, params, found, cache or Contiguous())
     model.source, model.folder = str(source), folder if weights == "pretrained" else None
+    model.end_of_text_ids = checkpoints.end_of_text_ids(folder)
     model.load_seconds = time.perf_counter() - begin
     return model
+
+
+def _changed(ffn: Any, changes: Mapping[str, Any]) -> Any:
+    """The component with some of its fields changed; a wrong name is answered with the nearest one."""
+    return construct(type(ffn), {field.name: getattr(ffn, field.name) for field in fields(ffn)} | dict(changes), "ffn")
 
 
 def _random_parameters(config: ModelConfig, backend: Any, seed: int, progress: Progress | None) -> dict[str, Any]:
@@ -130,6 +136,7 @@ class LanguageModel:
     """What `load_model` returns. `config`, `tokenizer` (or None) and `backend` are there to be read.
 
     source: what load_model was given; folder: where the weights lie, or None; load_seconds: how long loading took.
+    end_of_text_ids: every id that ends a generation; config.json may list several.
     """
 
     source = ""
@@ -138,6 +145,7 @@ class LanguageModel:
 
     def __init__(self, backend: Any, config: ModelConfig, params: Any, tokenizer: Tokenizer | None, cache: Any) -> None:
         self.backend, self.config, self.params, self.tokenizer = backend, config, params, tokenizer
+        self.end_of_text_ids: tuple[int, ...] = () if config.end_of_text_id is None else (config.end_of_text_id,)
         self.engine = Engine(backend, config, params, cache)
         self._logits = backend.compile(lambda params, ids, start: forward(backend, config, params, ids, start)[0])
         self._losses = backend.compile(self._losses_of)
@@ -174,11 +182,11 @@ class LanguageModel:
         losses = self._run_padded(self._losses, ids[:, :-1], ids[:, 1:])
         return float(losses.mean(dtype=np.float64))
 
-    def record(self, token_ids: Any, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def record(self, token_ids: Any, names: str | Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """{tap name: NumPy array} of one uncached pass over token_ids [T] or [B, T]; see `model.decoder` for the taps.
 
-        names: the taps to keep; None is all that the bound operations show. Raises ConfigurationError for an unknown
-        name, and for one that lies inside a fused operation.
+        names: the taps to keep, or one; None is all that the bound operations show. Raises ConfigurationError for an
+        unknown name, and for one that lies inside a fused operation.
         """
         ids = self._checked_ids(token_ids, 1, self.config.context_length)
         wanted = None if names is None else self._checked_taps(names)
@@ -303,7 +311,9 @@ class LanguageModel:
         if not _whole(max_new_tokens) or max_new_tokens < 1:
             message = f"max_new_tokens is {max_new_tokens!r}; it must be a whole number of at least 1."
             raise ConfigurationError(message)
-        stops = [stop] if isinstance(stop, str) else list(stop or [])
+        stops: list[Any] = [] if stop is None else [stop]
+        if isinstance(stop, Iterable) and not isinstance(stop, str):
+            stops = list(stop)
         if not all(isinstance(text, str) and text for text in stops):
             message = f"stop is {stop!r}; it must be a text, or a list of texts, none of them empty."
             raise ConfigurationError(message)
@@ -314,7 +324,7 @@ class LanguageModel:
             message = f"seed is {seed!r}; it must be a whole number of at least 0, or one such number per prompt."
             raise ConfigurationError(message)
         hashing = hash_logits or self.backend.precision == "exact"
-        end, tokenizer = self.config.end_of_text_id, self.tokenizer
+        end, tokenizer = self.end_of_text_ids, self.tokenizer
         rows = [
             Continuation(self._prompt_ids(text, max_new_tokens), max_new_tokens, number, end, tokenizer, stops, hashing)
             for text, number in zip(prompts, seeds, strict=True)
@@ -328,7 +338,11 @@ class LanguageModel:
                 raise ConfigurationError(self._no_tokenizer("read text"))
             ids = self.tokenizer.encode(prompt)
         else:
-            ids = [int(x) for x in self._checked_ids(prompt, 1, None)[0]] if len(prompt) else []
+            message = "A prompt must be a text, or whole numbers in one row."
+            rows = self._checked_ids(prompt, 0, None, message)
+            if len(rows) != 1:
+                raise ConfigurationError(message)
+            ids = rows[0].tolist()
         if not ids:
             if self.config.begin_of_text_id is None:
                 message = "The prompt is empty, and this model has no begin-of-text token to start from."
@@ -353,30 +367,32 @@ class LanguageModel:
         """
         wanted = shapes(self.config)
         arrays = {
-            name: self.backend.recover(name, parameter)
-            for name, parameter in flatten(self.params)
-            if name in wanted
+            name: self.backend.recover(name, parameter) for name, parameter in flatten(self.params) if name in wanted
         }
-        checkpoints.save_folder(folder, self.config, nest(arrays))
+        checkpoints.save_folder(Path(folder), self.config, nest(arrays))
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
 
     # --- checks -----------------------------------------------------------------------------------------------------
 
-    def _checked_ids(self, token_ids: Any, shortest: int, longest: int | None) -> np.ndarray:
+    def _checked_ids(
+        self,
+        token_ids: Any,
+        shortest: int,
+        longest: int | None,
+        expected: str = "token_ids must be whole numbers, [T] or [B, T] with rows of one length.",
+    ) -> np.ndarray:
         """[T] or [B, T] -> int64 [B, T]."""
         try:
             ids = np.asarray(token_ids)
-        except ValueError:  # rows of unequal lengths
-            ids = np.empty(0, object)
-        if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
-            message = "token_ids must be whole numbers, [T] or [B, T] with rows of one length."
-            raise ConfigurationError(message)
-        ids = ids.reshape((-1, ids.shape[-1])) if ids.size else ids.reshape(1, 0)
+        except (TypeError, ValueError):  # rows of unequal lengths, or no numbers at all
+            raise ConfigurationError(expected) from None
+        if ids.ndim not in (1, 2) or (ids.size and ids.dtype.kind not in "iu"):  # an empty list becomes floats
+            raise ConfigurationError(expected)
+        ids = ids.reshape((-1, ids.shape[-1])) if ids.size else np.empty((1, 0), np.int64)
         length = ids.shape[1]
         if length < shortest or (longest is not None and length > longest):
-            limits = f"{shortest} to {longest}" if longest is not None else f"at least {shortest}"
-            message = f"{length} token ids were given in a row; expected {limits}."
+            message = f"{length} token ids were given in a row; expected {shortest} to {longest}."
             raise ConfigurationError(message)
         wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
         if wrong.size:
@@ -384,11 +400,12 @@ class LanguageModel:
             raise ConfigurationError(message)
         return ids.astype(np.int64)
 
-    def _checked_taps(self, names: Sequence[str]) -> tuple[str, ...]:
+    def _checked_taps(self, names: str | Sequence[str]) -> tuple[str, ...]:
         known = tap_names(self.config)
+        names = [names] if isinstance(names, str) else names
         for name in names:
             if name not in known:
-                near = get_close_matches(name, known, 1)
+                near = get_close_matches(str(name), known, 1)
                 message = f"There is no tap {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}"
                 raise ConfigurationError(message)
         return tuple(sorted(set(names)))
@@ -420,7 +437,9 @@ class TextStream:
 
 def _several(prompt: Any) -> bool:
     """Whether this is a list of prompts: a list of texts or of lists of ids, and not one text or one list of ids."""
-    if isinstance(prompt, (str, bytes)) or not isinstance(prompt, (list, tuple)):
+    if hasattr(prompt, "ndim"):  # an array of any framework
+        return bool(prompt.ndim == 2)
+    if not isinstance(prompt, (list, tuple)):
         return False
     return not all(_whole(item) for item in prompt)
 

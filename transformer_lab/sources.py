@@ -23,12 +23,17 @@ def model_folder(source: str | PathLike[str], revision: str | None = None) -> Pa
     resources/models and conf/model, then hub ids (owner/name).
     """
     if is_folder_source(source):
-        folder = Path(source).expanduser()
-        if not folder.is_dir():
+        try:
+            folder = Path(source).expanduser()
+            if folder.is_dir():
+                return folder
             what = "is a file, not a folder" if folder.exists() else "does not exist"
-            message = f"The model folder {folder} {what}. Expected a folder with config.json and *.safetensors."
-            raise InputFileError(message)
-        return folder
+        except (OSError, RuntimeError) as error:  # no permission, a name too long, ~somebody who is not here
+            reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+            what = f"cannot be read ({reason[:1].lower()}{reason[1:]})"
+        shown = str(source) if len(str(source)) < 300 else f"{str(source)[:300]}..."
+        message = f"The model folder {shown} {what}. Expected a folder with config.json and *.safetensors."
+        raise InputFileError(message)
     source = str(source)
     embedded = data_folder("resources") / "models"
     if source and (embedded / source).is_dir() and "/" not in source:
@@ -53,7 +58,8 @@ def config_folder(source: str | PathLike[str], revision: str | None = None) -> P
     if not is_folder_source(source):
         for name in names("model"):
             published = data_folder("resources") / "config" / name
-            if published.is_dir() and source in (name, read_yaml(data_folder("conf") / "model" / f"{name}.yaml")["source"]):
+            entry = read_yaml(data_folder("conf") / "model" / f"{name}.yaml")
+            if published.is_dir() and source in (name, entry["source"]):
                 return published
     return model_folder(source, revision)
 

@@ -1,1 +1,1 @@
-"""From a prompt to a continuation: prefill, the decoding loop, sampling, stop rules. It knows ids and text, no framework."""
+"""From a prompt to a continuation: prefill, decoding, sampling, stop rules. It knows ids and text, no framework."""

@@ -1,12 +1,13 @@
 """One row of a generation: what was chosen so far, the text of it, and when it ends."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from transformer_lab.errors import ConfigurationError
 from transformer_lab.generation.stopping import StopStrings
 
 
@@ -28,16 +29,17 @@ class Timing:
 class Generation:
     """A continuation, without its prompt and without the end token.
 
-    text: None if the model has no tokenizer. logprobs: log softmax of the raw logits at each id, in nats.
-    finish_reason: "length", "stop" (a stop string came; text ends before it, token_ids with the token that completed
-    it) or "end_of_text" (the model's end token came). logits_sha256: over the little-endian float32 bytes of the raw
-    logit rows from which each token, an end token included, was chosen; None unless it was asked for.
+    text: None if the model has no tokenizer; an id that the tokenizer does not have is U+FFFD in it. logprobs: log
+    softmax of the raw logits at each id, in nats. finish_reason: "length", "stop" (a stop string came; text ends before
+    it, token_ids with the token that completed it), "end_of_text" (an end token of the model came), or None in the
+    result of a stream that is still under way. logits_sha256: over the little-endian float32 bytes of the raw logit
+    rows from which each token, an end token included, was chosen; None unless it was asked for.
     """
 
     text: str | None
     token_ids: list[int]
     logprobs: list[float]
-    finish_reason: str
+    finish_reason: str | None
     prompt_token_ids: list[int]
     logits_sha256: str | None
     timing: Timing
@@ -51,7 +53,7 @@ class Continuation:
         prompt: Sequence[int],
         limit: int,
         seed: int,
-        end_of_text_id: int | None,
+        end_of_text_ids: Collection[int],
         tokenizer: Any,
         stop: Sequence[str],
         hash_logits: bool,
@@ -59,7 +61,8 @@ class Continuation:
         self.prompt = list(prompt)
         self.limit = limit
         self.noise = np.random.default_rng(seed)
-        self.end_of_text_id = end_of_text_id
+        self.end_of_text_ids = end_of_text_ids
+        self.history = list(prompt)  # the prompt and everything generated
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.finish_reason: str | None = None
@@ -68,25 +71,30 @@ class Continuation:
         self._stop = StopStrings(stop)
         self._text: list[str] = []
 
-    @property
-    def history(self) -> list[int]:
-        """The prompt and everything generated."""
-        return self.prompt + self.token_ids
-
     def accept(self, token: int, logprob: float, logits: np.ndarray | None) -> str:
         """Takes the next token; returns the text that can now be shown. Not to be called after the end."""
         if self.hash is not None and logits is not None:
             self.hash.update(np.ascontiguousarray(logits, dtype="<f4").tobytes())
-        if token == self.end_of_text_id:
+        if token in self.end_of_text_ids:
             return self._finish("end_of_text")
         self.token_ids.append(token)
+        self.history.append(token)
         self.logprobs.append(logprob)
-        piece = self._show(self._decoder.push(token)) if self._decoder else ""
+        piece = self._show(self._decoded(token))
         if self._stop.found:
             self.finish_reason = "stop"
         elif len(self.token_ids) == self.limit:
             piece += self._finish("length")
         return piece
+
+    def _decoded(self, token: int) -> str:
+        """The text that the token completes. A model's vocabulary may be larger than its tokenizer's."""
+        if self._decoder is None:
+            return ""
+        try:
+            return str(self._decoder.push(token))
+        except ConfigurationError:
+            return f"{self._decoder.flush()}\ufffd"
 
     def _finish(self, reason: str) -> str:
         rest = self._show(self._decoder.flush()) if self._decoder else ""
@@ -103,15 +111,13 @@ class Continuation:
         return piece
 
     def result(self, timing: Timing) -> Generation:
-        """What has come so far; a row that was interrupted counts as ended by its length."""
-        if self.finish_reason is None:
-            self._finish("length")
+        """What has come so far. The row can go on after this."""
         return Generation(
             text="".join(self._text) if self._decoder else None,
-            token_ids=self.token_ids,
-            logprobs=self.logprobs,
-            finish_reason=self.finish_reason or "length",
-            prompt_token_ids=self.prompt,
+            token_ids=self.token_ids.copy(),
+            logprobs=self.logprobs.copy(),
+            finish_reason=self.finish_reason,
+            prompt_token_ids=self.prompt.copy(),
             logits_sha256=self.hash.hexdigest() if self.hash else None,
             timing=timing,
         )

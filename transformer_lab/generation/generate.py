@@ -60,6 +60,8 @@ class Decoding:
 
     def timing(self) -> Timing:
         """The speed so far. Time between two steps that the caller spent is counted in."""
+        if len(self._marks) < 2:  # nothing was asked for yet
+            return Timing(compile_s=0.0, first_token_s=0.0, prefill_tokens_per_s=0.0, decode_tokens_per_s=None)
         (begin, begin_compile, _), (first, first_compile, prompt) = self._marks[:2]
         end, end_compile, _ = self._marks[-1]
         decoded = sum(fed for _, _, fed in self._marks[2:])

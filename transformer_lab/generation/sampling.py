@@ -58,8 +58,8 @@ class Sampling:
 
 
 def penalise(logits: np.ndarray, history: Sequence[int], penalty: float) -> np.ndarray:
-    """A copy of logits [V] with the tokens of `history` made less likely (penalty > 1) or more (< 1)."""
-    result = logits.copy()
+    """logits [V] in float64, the tokens of `history` made less likely (penalty > 1) or more (< 1)."""
+    result = logits.astype(np.float64)
     seen = np.unique(np.asarray(history, np.int64))
     values = result[seen]
     result[seen] = np.where(values > 0, values / penalty, values * penalty)
@@ -80,18 +80,22 @@ def choose(logits: np.ndarray, sampling: Sampling, history: Sequence[int], gener
 
 
 def candidates(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """The ids that the rules leave, likeliest first if a rule needs that, and their probabilities before the cut."""
+    """The ids that the rules leave, likeliest first if a rule needs that, and weights in proportion to how likely."""
     wide = logits.astype(np.float64)
     wide -= wide.max()
-    wide /= sampling.temperature
-    powers = np.exp(wide)
-    ids = np.arange(len(powers))
+    with np.errstate(over="ignore"):  # a tiny temperature leaves the likeliest at 0 and puts the others at -inf
+        wide /= sampling.temperature
+    ids = np.arange(len(wide))
     if sampling.top_k is not None and sampling.top_k < len(ids):
         ids = largest(wide, sampling.top_k)
-    elif sampling.top_p is not None:
-        ids = np.argsort(-wide, kind="stable")
-    probabilities = powers[ids] / powers[ids].sum()
+    probabilities = np.exp(wide[ids])
+    probabilities /= probabilities.sum()
     if sampling.top_p is not None and sampling.top_p < 1.0:
+        # All tokens rarer than this have less than 1 - top_p together, so they need no sorting: the nucleus is full
+        # before the first of them.
+        likely = np.flatnonzero(probabilities > 0.5 * (1.0 - sampling.top_p) / len(ids))
+        order = likely[np.argsort(-probabilities[likely], kind="stable")]
+        ids, probabilities = ids[order], probabilities[order]
         before = np.cumsum(probabilities) - probabilities  # what is reached without this token
         keep = before < sampling.top_p
         keep[0] = True

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 class StopStrings:
     """Holds back the end of a text as long as it may be the beginning of a stop string.
 
+    The text ends before the stop string that is complete first, the longest of those that end at one place. That is
+    the same however the text is cut into pieces.
+
     >>> stop = StopStrings(["###"])
     >>> stop.push("Hi #"), stop.push("# no"), stop.push("w ### gone")
     ('Hi ', '## no', 'w ')
@@ -23,11 +26,11 @@ class StopStrings:
         if self.found:
             return ""
         text = self._held + text
-        places = [place for place in (text.find(stop) for stop in self.strings) if place >= 0]
-        if places:
+        found = [(place + len(stop), place) for stop in self.strings if (place := text.find(stop)) >= 0]
+        if found:
             self.found = True
             self._held = ""
-            return text[: min(places)]
+            return text[: min(found)[1]]
         held = max((self._beginning(text, stop) for stop in self.strings), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
