@@ -90,18 +90,19 @@ def _main(words: list[str], debug: bool) -> int:
         if flags.cfg or flags.info:
             composition.show(hydra, words, cfg=flags.cfg, package=flags.package, resolve=flags.resolve, info=flags.info)
             return 0
-        if flags.multirun:
+        multirun = flags.multirun or "hydra.mode=MULTIRUN" in words
+        if multirun:
             composition.check_sweep(hydra, words, texts)
         else:
             composition.check(hydra, words, texts)
-        return composition.run(hydra, words, texts, partial(_run_job, debug=debug), multirun=flags.multirun)
+        return composition.run(hydra, words, texts, partial(_run_job, debug=debug), multirun=multirun)
 
 
-def _run_job(settings: Settings, folder: Path, label: str | None, debug: bool) -> int:
+def _run_job(settings: Settings, folder: Path, label: str, debug: bool) -> int:
     """One run: the job, its result.json in `folder`, its exit code. `label` tells the runs of a sweep apart."""
     from transformer_lab.jobs import record
 
-    if label is not None:
+    if label:
         print(f"{label}:", file=sys.stderr)
     try:
         result = settings.build("job").run(settings)

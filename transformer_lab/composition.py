@@ -59,7 +59,7 @@ def normalise(words: Sequence[str], extra_groups: Sequence[str] = ()) -> list[st
     for word in words:
         key, equals, _ = word.lstrip("+~").partition("=")
         top = re.split(r"[./@\[]", key)[0]
-        if not equals and not word.startswith("~"):
+        if not key or (not equals and not word.startswith("~")):
             message = (
                 f"{word!r} is not understood: settings are written key=value. "
                 'Text with spaces needs quotes around the whole word: "prompt=It is late".'
@@ -67,7 +67,7 @@ def normalise(words: Sequence[str], extra_groups: Sequence[str] = ()) -> list[st
             raise ConfigurationError(message)
         if top != "hydra" and top not in known:
             raise ConfigurationError(unknown_key(top, known))
-        if top != "hydra" and "@" not in key and word.startswith("+"):
+        if "@" not in key and top != "hydra":
             word = word.lstrip("+")
         result.append(f"+{word}" if key in extra_groups and not word.startswith(("+", "~")) else word)
     return result
@@ -129,15 +129,15 @@ def check_sweep(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> l
     """`check` for every run that `--multirun` would start. A sweep that only its own sweeper can unfold has none."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
 
     try:
         overrides = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(list(words))
         (runs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     except HydraException as error:
-        if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in _parsed(words)):
-            return []
-        raise _explained(hydra, error, words) from error
+        if isinstance(error, OverrideParseException):
+            raise _explained(hydra, error, words) from error
+        return []
     return [check(hydra, run, texts) for run in runs]
 
 
@@ -145,7 +145,7 @@ def run(
     hydra: Any,
     words: Sequence[str],
     texts: Mapping[str, str],
-    work: Callable[[Settings, Path, str | None], int],
+    work: Callable[[Settings, Path, str], int],
     multirun: bool = False,
 ) -> int:
     """Lets Hydra make the folder of each run and calls `work(settings, folder, label)` there: the first code not 0.
@@ -153,17 +153,21 @@ def run(
     The free text travels inside the task, past Hydra's files and also into the processes of other launchers.
     """
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
 
     def task(config: Any) -> int:
         run_of = HydraConfig.get()
         settings = settings_from(config, run_of.runtime.choices, texts)
-        label = " ".join(run_of.overrides.task) if multirun else None
+        label = " ".join(run_of.overrides.task) if multirun else ""
         return work(settings, Path(run_of.runtime.output_dir), label)
 
     if not multirun:
         code: int = hydra.run(PRIMARY, task, [*words]).return_value
         return code
-    batches = hydra.multirun(PRIMARY, task, [*words]) or []
+    try:
+        batches = hydra.multirun(PRIMARY, task, [*words]) or []
+    except HydraException as error:  # what only the chosen sweeper can tell: that it does not know an `interval(0,1)`
+        raise ConfigurationError(_first_sentence(error)) from error
     return next((job.return_value for batch in batches for job in batch if job.return_value), 0)
 
 
@@ -171,7 +175,11 @@ def show(
     hydra: Any, words: Sequence[str], cfg: str | None, package: str | None, resolve: bool, info: str | None
 ) -> None:
     """`--cfg` and `--info`: prints the composed configuration, or where it comes from."""
-    _compose(hydra, words)  # so that a mistake is answered in our words
+    from omegaconf import OmegaConf
+
+    config = _compose(hydra, words)  # so that a mistake is answered in our words
+    if package and OmegaConf.select(config, package) is None:
+        raise ConfigurationError(unknown_key(package, top_level_keys()))
     if info:
         hydra.show_info(info, PRIMARY, [*words])
     else:
@@ -196,13 +204,19 @@ def settings_from(config: Any, choices: Mapping[str, Any], texts: Mapping[str, s
         values: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigurationError(_first_sentence(error)) from error
+    for key in values:
+        if key not in top_level_keys():
+            raise ConfigurationError(unknown_key(key, top_level_keys()))
     chosen = {group: choices.get(group) for group in groups()}
     sections: dict[str, dict[str, Any]] = {}
     for key in [*groups(), "paths"]:
         section = values.pop(key, None)
         if isinstance(section, dict):
             sections[key] = section
-        elif key not in ("track", "experiment"):
+        elif key == "paths":
+            message = f"paths is {section!r}; set the keys in it, as in paths.runs=FOLDER."
+            raise ConfigurationError(message)
+        elif key not in ("track", "experiment"):  # presets: they set others and have nothing of their own
             raise ConfigurationError(unknown_choice(key, "null" if section is None else section, names(key)))
     if any(key in texts for key in PROMPT_KEYS):  # the command line's prompt replaces that of a configuration file
         values |= dict.fromkeys(PROMPT_KEYS)

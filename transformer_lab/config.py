@@ -112,7 +112,8 @@ def construct(target: Any, values: Mapping[str, Any], where: str = "") -> Any:
     hints = _type_hints(target)
     for name, value in values.items():
         if not _fits(value, hints.get(name, Any)):
-            message = f"{prefix}{name} is {value!r}; it must be {_in_words(hints[name])}."
+            given = "null" if value is None else repr(value)
+            message = f"{prefix}{name} is {given}; it must be {_in_words(hints[name])}."
             raise ConfigurationError(message)
     return target(**values)
 
@@ -215,8 +216,8 @@ def unknown_choice(group: str, name: object, choices: Sequence[str]) -> str:
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
-    near = _did_you_mean(key, known)
-    return f"There is no setting {key}.{near or ' Known here: ' + ', '.join(known) + '.'}"
+    others = f" Known here: {', '.join(known)}." if known else ""
+    return f"There is no setting {key}.{_did_you_mean(key, known) or others}"
 
 
 def _did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:

@@ -149,6 +149,7 @@ def test_the_configuration_can_be_shown(run):
     assert "source: storybook" in run("--cfg", "job", "-p", "model").out
     assert "attention: manual" in run("--cfg", "job", "+track=native").out
     assert run("--cfg", "job", "seed=[").code == 2
+    assert run("--cfg", "job", "-p", "sampeling").code == 2
     assert run("--version").out.startswith("transformer_lab ")
 
 

@@ -64,6 +64,12 @@ MISTAKES = {
     "experiment=nothing": ["two_voices"],
     "hydra.run.dri=x": ["hydra.run.dir"],
     "runs=x": ["There is no setting runs"],
+    "paths=x": ["paths.runs"],
+    "=3": ["key=value"],
+    "backend.device.x=1": ["backend.device.x"],
+    "+backend@x=jax": ["setting x"],
+    "max_new_tokens=null": ["max_new_tokens is null"],
+    "hydra/launcher=nope": ["basic"],
     "stray": ["key=value", "quotes"],
     "--frobnicate": ["--frobnicate", "--help"],
     "--mutlirun": ["--multirun"],
@@ -99,6 +105,8 @@ def test_a_mistake_is_answered_with_the_nearest_name_or_the_choices(run, word):
         ["-m", "seed=1,two"],
         ["-m", "job=generate,bench", "job.repeats=2"],
         ["-m", "sampling.temperature=0.5,hot"],
+        ["-m", "seed=x("],
+        ["hydra.mode=MULTIRUN", "seed=1,two"],
     ],
 )
 def test_a_mistake_in_one_run_of_a_sweep_stops_it_before_anything_runs(run, words):

@@ -50,12 +50,16 @@ def _print_tables(found: Inspection) -> None:
     for problem in found.problems:
         facts.add_row("problem", Text(problem))
     console.print(facts)
+    files = {tensor.file for tensor in found.tensors}
     tensors = Table(title=f"{len(found.tensors)} tensors", box=SIMPLE_HEAD)
     for title in ("tensor", "shape", "type", "bytes", "file"):
-        tensors.add_column(title, justify="right" if title == "bytes" else "left")
+        if title != "file" or len(files) > 1:
+            tensors.add_column(title, justify="right" if title == "bytes" else "left", overflow="fold")
     for tensor in found.tensors:
         # Names come from the file: as Text, so that brackets are no markup, and escaped, so that nothing is obeyed.
-        cells = (_printable(tensor.name), str(list(tensor.shape)), tensor.dtype, f"{tensor.bytes:,}", tensor.file)
+        cells = [_printable(tensor.name), str(list(tensor.shape)), tensor.dtype, f"{tensor.bytes:,}"]
+        if len(files) > 1:
+            cells.append(_printable(tensor.file))
         tensors.add_row(*map(Text, cells))
     console.print(tensors)
 

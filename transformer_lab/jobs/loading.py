@@ -33,8 +33,7 @@ def load_chosen_model(settings: Settings) -> Any:
 
 def in_words(model: Any) -> str:
     """Which model runs where, for the head of a table."""
-    backend = model.backend
-    where = f"{backend.name} {backend.version} on {backend.device}, {backend.precision}"
+    where = f"{model.backend.name} on {model.backend.device}, {model.backend.precision}"
     return f"{model.source}, {model.parameters_count:,} parameters; {where}"
 
 
