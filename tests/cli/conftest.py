@@ -1,6 +1,7 @@
 """A tiny model of random weights with a tokenizer of its own, and the command line called in this process."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import transformer_lab
 from transformer_lab.cli import main
 from transformer_lab.jobs import prompts
 
@@ -71,3 +73,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def run_tiny(run: Run, tiny_model: Path) -> Run:
     """The same on the tiny model, for 4 tokens."""
     return lambda *words: run(f"model.source={tiny_model}", "max_new_tokens=4", *words)
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """For real processes: the variables of this one, and the package that is tested here in reach."""
+    return os.environ | {"PYTHONPATH": str(Path(transformer_lab.__file__).parents[1])}

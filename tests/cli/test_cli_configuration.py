@@ -153,9 +153,9 @@ def test_the_configuration_can_be_shown(run):
     assert run("--version").out.startswith("transformer_lab ")
 
 
-def test_the_origin_of_the_configuration_can_be_shown(tmp_path):
+def test_the_origin_of_the_configuration_can_be_shown(tmp_path, environment):
     command = [sys.executable, "-m", "transformer_lab", "--info", "defaults", "+backend=jax"]  # Hydra sets up logging
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
     assert "backend/jax" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -180,8 +180,9 @@ IMPORTS = "import sys; {code}; print(*sorted({{'torch', 'jax', 'hydra', 'numpy',
         ("from transformer_lab.config import component; component('backend', 'numpy')", "numpy"),
     ],
 )
-def test_nothing_heavy_is_imported_early(code, imported, tmp_path):
-    done = subprocess.run([sys.executable, "-c", IMPORTS.format(code=code)], capture_output=True, text=True, check=True)
+def test_nothing_heavy_is_imported_early(code, imported, environment):
+    command = [sys.executable, "-c", IMPORTS.format(code=code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == imported
 
 

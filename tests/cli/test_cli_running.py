@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import transformer_lab
 from transformer_lab import UnavailableError, load_model
 from transformer_lab.jobs import record
 
@@ -308,12 +307,6 @@ def test_inspect(run_tiny, tiny_model, monkeypatch, tmp_path):
 
 def command(tiny_model, *words):
     return [sys.executable, "-m", "transformer_lab", f"model.source={tiny_model}", *words]
-
-
-@pytest.fixture
-def environment():
-    root = str(Path(transformer_lab.__file__).parents[1])
-    return os.environ | {"PYTHONPATH": root}
 
 
 def test_numpy_runs_import_no_other_framework(tiny_model, tmp_path, environment):
