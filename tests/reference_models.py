@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import transformers
 
+torch.set_num_threads(1)  # these models are too small for more, and waiting for a busy core takes longer than the work
+
 BACKENDS = ("numpy", "torch", "jax")
 OPS = ("manual", "fused")
 
