@@ -5,6 +5,7 @@ and may list faster versions of the operations in `implementations`. Which versi
 once, here, when the object is built. This file names no framework and knows nothing of models.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from transformer_lab.backends import manual
+from transformer_lab.backends import exact, manual
 from transformer_lab.errors import ConfigurationError
 
 OPERATIONS = (
@@ -29,6 +30,7 @@ OPERATIONS = (
     "attention",
     "cross_entropy",
 )
+PATCH = 128  # how many doubtful elements exact mode computes again at a time
 BUCKETS = (64, 128, 256, 384, 512, 768, 1024)  # then every multiple of 1024
 
 
@@ -47,6 +49,22 @@ class Implementation:
     unpack: Callable[[Any, Any], Any] | None = None
 
 
+# In exact mode there is one version of each operation, from exact.py.
+EXACT_LINEAR = Implementation(exact.linear, pack=exact.pack_kernel, unpack=exact.unpack_kernel)
+
+
+@dataclass
+class Certificate:
+    """What exact mode has done so far: how many results were rounded to float32, and how many of them were doubtful.
+
+    A doubtful one lay closer to the middle of two float32 than the bound on its error; each was computed again more
+    exactly. The others are correctly rounded by their bound.
+    """
+
+    roundings: int = 0
+    doubtful: int = 0
+
+
 class Backend:
     """The `ops` object that the model is given. One device per object; arrays are the framework's own.
 
@@ -60,7 +78,7 @@ class Backend:
 
     name: ClassVar[str]
     version: str
-    precisions: ClassVar[tuple[str, ...]] = ("float32", "float64")
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float64", "exact")
     implementations: ClassVar[Mapping[str, Mapping[str, Implementation]]] = {}  # the best first
     can_train: ClassVar[bool] = True
     in_place: ClassVar[bool] = True  # slice_update writes into its target, so a view of a cache can be updated
@@ -82,6 +100,7 @@ class Backend:
             raise ConfigurationError(message)
         self.precision = precision
         self.device = device
+        self.certificate = Certificate()
         self.open_device(device)
         self.ops = self._bind(ops)
 
@@ -97,7 +116,7 @@ class Backend:
         for operation in OPERATIONS:
             name, implementation = self._choose(operation, wanted.get(operation, "fused"))
             chosen[operation] = name
-            run = implementation.run if implementation else getattr(manual, operation)
+            run = implementation.run if implementation else getattr(exact if name == "exact" else manual, operation)
             setattr(self, operation, partial(run, self))
             if operation == "linear":
                 self.linear_implementation = implementation
@@ -105,6 +124,11 @@ class Backend:
 
     def _choose(self, operation: str, wanted: str) -> tuple[str, Implementation | None]:
         listed = self.implementations.get(operation, {})
+        if self.precision == "exact":
+            if wanted not in ("exact", "fused", "manual"):
+                message = f"precision=exact runs its own version of {operation}; {operation}={wanted} cannot be used."
+                raise ConfigurationError(message)
+            return "exact", EXACT_LINEAR if operation == "linear" else None
         if wanted == "manual":
             return "manual", None
         if wanted == "fused":
@@ -128,6 +152,8 @@ class Backend:
 
     def place(self, name: str, array: np.ndarray) -> Any:
         """A parameter by its dotted name, from NumPy to where and how the bound operations want it."""
+        if self.precision == "exact":  # XLA takes float32's denormals for 0, so all do
+            array = np.where(np.abs(array) < exact.SMALLEST_NORMAL, np.float32(0.0), array)
         if name.endswith(".kernel") and self.linear_implementation and self.linear_implementation.pack:
             return self.linear_implementation.pack(self, array)
         return self.asarray(np.ascontiguousarray(array))
@@ -195,6 +221,33 @@ class Backend:
     def erfc(self, x: Any) -> Any:
         """1 - erf(x), elementwise; it is not in the array API standard."""
         raise NotImplementedError
+
+    # What exact mode needs. These versions serve every backend whose arrays can be indexed and are there at once.
+
+    def narrow(self, x: Any) -> Any:
+        """float64 -> the nearest float32, ties to even, as an array of float32."""
+        return self.cast(x, self.xp.float32)
+
+    def power_of_two_above(self, x: Any) -> Any:
+        """A power of two above each element of x [...] (float64, not negative), at most twice as large; 1 for 0."""
+        raise NotImplementedError
+
+    def patch(self, values: Any, mask: Any, again: Callable[[Any], Any]) -> Any:
+        """values [N] with again(indices [n]) -> [n] put wherever mask [N] is true, some at a time. Consumes values."""
+        (places,) = self.xp.nonzero(mask)
+        for first in range(0, places.shape[0], PATCH):
+            some = places[first : first + PATCH]
+            values[some] = again(some)
+        return values
+
+    def on_host(self, function: Callable[..., np.ndarray], shape: tuple[int, ...], *arrays: Any) -> Any:
+        """function(NumPy arrays) -> float64 [shape], called on the host."""
+        return self.asarray(function(*(self.to_numpy(array) for array in arrays)), self.xp.float64)
+
+    def tally(self, doubtful: Any) -> None:
+        """Counts roundings and doubtful ones (bool [...]) into the certificate."""
+        self.certificate.roundings += math.prod(doubtful.shape)
+        self.certificate.doubtful += int(self.xp.count_nonzero(doubtful))
 
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         """A function of arrays (and trees of arrays) made ready to be called often.

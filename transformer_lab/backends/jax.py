@@ -5,6 +5,7 @@ each trace and call and nowhere else, so float32 and float64 live in one process
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from transformer_lab.backends import manual
-from transformer_lab.backends.base import Backend, Implementation, bucket_length
+from transformer_lab.backends.base import PATCH, Backend, Implementation, bucket_length
 from transformer_lab.errors import UnavailableError
 
 try:
@@ -73,7 +74,7 @@ class JaxBackend(Backend):
             message = f"JAX has no device {device!r} on this machine ({reason}). Use backend.device=cpu."
             raise UnavailableError(message) from error
         self.wide = self.precision != "float32"
-        self.float_dtype: Any = np.dtype(self.precision)
+        self.float_dtype: Any = np.dtype("float64" if self.precision == "float64" else "float32")
         self.index_dtype: Any = np.dtype(np.int32)
 
     @contextmanager
@@ -121,19 +122,56 @@ class JaxBackend(Backend):
         return jax.lax.erfc(x)
 
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
-        compiled = jax.jit(function, donate_argnums=donate)
+        def counted(*arguments: Any) -> Any:
+            self._doubtful = []
+            result = function(*arguments)
+            roundings = sum(math.prod(mask.shape) for mask in self._doubtful)
+            doubtful = sum((jnp.count_nonzero(mask) for mask in self._doubtful), jnp.zeros((), int))
+            return result, roundings, doubtful
+
+        compiled = jax.jit(counted, donate_argnums=donate)
 
         @functools.wraps(function)
         def scoped(*arguments: Any) -> Any:
             begin, before = time.perf_counter(), compiled._cache_size()
             with self.scope():
-                result = compiled(*arguments)
+                result, roundings, doubtful = compiled(*arguments)
+            if self.precision == "exact":
+                self.certificate.roundings += int(roundings)
+                self.certificate.doubtful += int(doubtful)
             if compiled._cache_size() > before:
                 self.compile_seconds += time.perf_counter() - begin
             return result
 
         scoped.traces = compiled._cache_size  # type: ignore[attr-defined]  # how many shapes were compiled
         return scoped
+
+    def narrow(self, x: Any) -> Any:
+        # Under jit, XLA drops a plain round trip through float32; this it keeps.
+        return jax.lax.reduce_precision(x, 8, 23).astype(jnp.float32)
+
+    def power_of_two_above(self, x: Any) -> Any:
+        exponents = jnp.frexp(x)[1].astype(jnp.int64)
+        return jax.lax.bitcast_convert_type((exponents + 1023) << 52, jnp.float64)
+
+    def patch(self, values: Any, mask: Any, again: Callable[[Any], Any]) -> Any:
+        size = min(PATCH, values.shape[0])
+
+        def some(carry: Any) -> Any:
+            values, mask = carry
+            (places,) = jnp.nonzero(mask, size=size, fill_value=jnp.argmax(mask))  # padded with the first of them
+            return values.at[places].set(again(places)), mask.at[places].set(False)
+
+        return jax.lax.while_loop(lambda carry: jnp.any(carry[1]), some, (values, mask))[0]
+
+    def on_host(self, function: Callable[..., np.ndarray], shape: tuple[int, ...], *arrays: Any) -> Any:
+        def called(*arrays: Any) -> np.ndarray:
+            return function(*(np.asarray(array) for array in arrays))
+
+        return jax.pure_callback(called, jax.ShapeDtypeStruct(shape, jnp.float64), *arrays)
+
+    def tally(self, doubtful: Any) -> None:
+        self._doubtful.append(doubtful)  # `compile` counts them and hands the counts out
 
     def repeat(self, step: Callable[[Any, Any], Any], count: Any, carry: Any) -> Any:
         return jax.lax.fori_loop(0, count, step, carry)

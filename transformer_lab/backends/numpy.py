@@ -111,7 +111,7 @@ class NumpyBackend(Backend):
             message = f"The numpy backend runs on the CPU alone, and device={device} was asked for. Use device=cpu."
             raise UnavailableError(message)
         self.version = np.__version__
-        self.float_dtype: Any = np.dtype(self.precision)
+        self.float_dtype: Any = np.dtype("float64" if self.precision == "float64" else "float32")
         self.index_dtype: Any = np.dtype(np.int64)
 
     def asarray(self, x: Any, dtype: Any = None) -> np.ndarray:
@@ -139,6 +139,13 @@ class NumpyBackend(Backend):
 
     def erfc(self, x: Any) -> Any:
         return self.cast(erfc(self.xp, self.cast(x, self.xp.float64)), x.dtype)
+
+    def narrow(self, x: Any) -> Any:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return x.astype(np.float32)
+
+    def power_of_two_above(self, x: Any) -> Any:
+        return np.ldexp(1.0, np.frexp(x)[1])
 
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         return function

@@ -116,7 +116,7 @@ class TorchBackend(Backend):
             reason = str(error).strip().splitlines()[0]
             message = f"torch has no device {device!r} on this machine ({reason}). Use backend.device=cpu."
             raise UnavailableError(message) from error
-        self.float_dtype: Any = getattr(torch, self.precision)
+        self.float_dtype: Any = torch.float64 if self.precision == "float64" else torch.float32
         self.index_dtype: Any = torch.int64
 
     def asarray(self, x: Any, dtype: Any = None) -> Any:
@@ -153,6 +153,10 @@ class TorchBackend(Backend):
 
     def erfc(self, x: Any) -> Any:
         return torch.special.erfc(x)
+
+    def power_of_two_above(self, x: Any) -> Any:
+        exponents = torch.frexp(x).exponent.to(torch.int64)
+        return ((exponents + 1023) << 52).view(torch.float64)  # the bits of 2^exponent
 
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         def eager(*arguments: Any) -> Any:

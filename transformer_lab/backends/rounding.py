@@ -1,0 +1,129 @@
+"""Correctly rounded float32 values of the operations, in decimal arithmetic on the host, for the few doubtful elements.
+
+Slow and obvious: each function takes NumPy arrays of n elements (or n rows), computes each with 50 digits or more, and
+rounds once, to float32. Inputs are float64 arrays that hold float32 values. Returned as float64.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from decimal import Decimal, localcontext
+from typing import Any
+
+import numpy as np
+
+DIGITS = 50
+
+
+def to_float32(value: Decimal) -> float:
+    """The float32 nearest to a decimal, ties to even, as a Python float."""
+    nearest = np.float32(float(value))
+    if not np.isfinite(nearest):
+        return float(nearest)
+    # Going through float64 rounds twice; the neighbours show whether that mattered.
+    candidates = [np.nextafter(nearest, np.float32(-np.inf)), nearest, np.nextafter(nearest, np.float32(np.inf))]
+    finite = [float(candidate) for candidate in candidates if np.isfinite(candidate)]
+
+    def distance(candidate: float) -> tuple[Decimal, int]:
+        odd = int(np.float32(candidate).view(np.uint32)) & 1
+        return abs(Decimal(candidate) - value), odd
+
+    return min(finite, key=distance)
+
+
+def each(compute: Callable[..., Decimal], *arrays: Any) -> Any:
+    """compute(elements of each array) for every index of the first axis, rounded to float32 -> float64 [n]."""
+    with localcontext() as context:
+        context.prec = DIGITS
+        context.Emin, context.Emax = -999999, 999999
+        return np.array([to_float32(compute(*elements)) for elements in zip(*arrays, strict=True)], np.float64)
+
+
+def decimals(row: Iterable[float]) -> list[Decimal]:
+    return [Decimal(float(value)) for value in row]
+
+
+def pi(digits: int) -> Decimal:
+    """To that many digits, by Machin's formula, pi = 16 arctan(1/5) - 4 arctan(1/239)."""
+    total = Decimal(0)
+    for factor, number in ((16, 5), (-4, 239)):
+        power, k = Decimal(1) / number, 0
+        while abs(power) > Decimal(10) ** -(digits + 5):
+            total += factor * power / (2 * k + 1)
+            power, k = -power / (number * number), k + 1
+    return total
+
+
+def layer_norm(rows: Any, places: Any, weights: Any, biases: Any, epsilon: float) -> Any:
+    def compute(row: Any, place: Any, weight: Any, bias: Any) -> Decimal:
+        values = decimals(row)
+        mean = sum(values) / len(values)
+        variance = sum((value - mean) ** 2 for value in values) / len(values)
+        normal = (values[int(place)] - mean) / (variance + Decimal(epsilon)).sqrt()
+        return normal * Decimal(float(weight)) + Decimal(float(bias))
+
+    return each(compute, rows, places, weights, biases)
+
+
+def rms_norm(rows: Any, places: Any, weights: Any, epsilon: float) -> Any:
+    def compute(row: Any, place: Any, weight: Any) -> Decimal:
+        values = decimals(row)
+        square = sum(value * value for value in values) / len(values)
+        return values[int(place)] / (square + Decimal(epsilon)).sqrt() * Decimal(float(weight))
+
+    return each(compute, rows, places, weights)
+
+
+def softmax(rows: Any, places: Any) -> Any:
+    def compute(row: Any, place: Any) -> Decimal:
+        here = Decimal(float(row[int(place)]))
+        return 1 / sum((Decimal(float(value)) - here).exp() for value in row if value != -math.inf)
+
+    return each(compute, rows, places)
+
+
+def cross_entropy(rows: Any, targets: Any) -> Any:
+    def compute(row: Any, target: Any) -> Decimal:
+        here = Decimal(float(row[int(target)]))
+        return Decimal(sum((Decimal(float(value)) - here).exp() for value in row)).ln()
+
+    return each(compute, rows, targets)
+
+
+def gelu_tanh(x: Any) -> Any:
+    with localcontext() as context:
+        context.prec = DIGITS
+        slope = -2 * (2 / pi(DIGITS)).sqrt()
+
+    def compute(value: Any) -> Decimal:
+        exact = Decimal(float(value))
+        return exact / (1 + (slope * (exact + Decimal("0.044715") * exact**3)).exp())
+
+    return each(compute, x)
+
+
+def silu(x: Any) -> Any:
+    def compute(value: Any) -> Decimal:
+        exact = Decimal(float(value))
+        return exact / (1 + (-exact).exp())
+
+    return each(compute, x)
+
+
+def gelu_erf(x: Any) -> Any:
+    """x Phi(x), with Phi from the series of erf; its terms cancel for negative x, so they get more digits."""
+
+    def compute(value: Any) -> Decimal:
+        exact = Decimal(float(value))
+        with localcontext() as context:
+            context.prec = DIGITS + int(exact * exact) + 10  # cancellation costs less than x^2 digits
+            argument = exact / Decimal(2).sqrt()
+            term = total = argument
+            k = 0
+            while abs(term) > Decimal(10) ** -(context.prec + 5):
+                k += 1
+                term = -term * argument * argument / k
+                total += term / (2 * k + 1)
+            return exact * (1 + 2 * total / pi(context.prec).sqrt()) / 2
+
+    return each(compute, x)
+
