@@ -68,7 +68,9 @@ class StrictBackend(NumpyBackend):
 
     def asarray(self, x: Any, dtype: Any = None) -> Any:
         kind = np.asarray(x).dtype.kind
-        return array_api_strict.asarray(np.array(x), dtype=dtype or (self.float_dtype if kind == "f" else self.index_dtype))
+        return array_api_strict.asarray(
+            np.array(x), dtype=dtype or (self.float_dtype if kind == "f" else self.index_dtype)
+        )
 
     def to_numpy(self, x: Any) -> Any:
         return np.from_dlpack(x).copy()

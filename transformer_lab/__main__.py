@@ -2,7 +2,9 @@
 
 import sys
 
-from transformer_lab.cli import main
-
 if __name__ == "__main__":
+    try:
+        from transformer_lab.cli import main
+    except KeyboardInterrupt:  # in the first moments; from then on `main` answers
+        sys.exit(130)
     sys.exit(main())

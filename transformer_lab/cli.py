@@ -5,9 +5,9 @@ Knows no job and no option by name. composition.py makes the settings, jobs/ doe
 
 import argparse
 import os
-import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -17,9 +17,7 @@ from typing import NoReturn
 
 from transformer_lab.config import Settings, groups, names
 from transformer_lab.errors import ConfigurationError, LabError
-
-# How torch and JAX say it; NumPy raises MemoryError.
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|RESOURCE_EXHAUSTED", re.IGNORECASE)
+from transformer_lab.memory import is_out_of_memory
 
 HELP = """\
 transformer-lab [job=NAME] [backend=NAME] [group=option] [key=value] ...     (or: python -m transformer_lab ...)
@@ -56,11 +54,16 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line `words` (without the program's name; by default that of the process): the exit code."""
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words or os.environ.get("TRANSFORMER_LAB_DEBUG", "0") not in ("", "0")
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as in `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as the process lives
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a letter that the terminal lacks is no reason to stop
     try:
-        return _main(words, debug)
+        code = _main(words, debug)
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be answered
+        return code
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0
     except BaseException as error:
@@ -105,11 +108,15 @@ def _run_job(settings: Settings, folder: Path, label: str, debug: bool) -> int:
     if label:
         print(f"{label}:", file=sys.stderr)
     try:
-        result = settings.build("job").run(settings)
+        with warnings.catch_warnings():  # NaN and infinities are answered in words where they matter
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"transformer_lab\.")
+            result = settings.build("job").run(settings)
         sys.stdout.flush()
         record.write(folder, record.finished(settings, result))
         return 0
     except BaseException as error:
+        if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+            error = error.__context__  # rich ends the program when nobody reads its table any more
         code = report(error, debug)
         record.write_failure(folder, settings, error, code)
         if isinstance(error, Exception) and not isinstance(error, BrokenPipeError):
@@ -126,16 +133,17 @@ def report(error: BaseException, debug: bool = False) -> int:
         message, code = f"Error: {error}", error.exit_code
     elif isinstance(error, KeyboardInterrupt):
         message, code = "Interrupted.", 130
-    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+    elif is_out_of_memory(error):
         message = "Error: there is not enough memory for this. Take a smaller model, shorter texts or fewer of them."
         code = 4
     elif isinstance(error, OSError):
-        message, code = f"Error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.", 4
+        where = f": {str(error.filename)!r}" if error.filename else ""
+        message, code = f"Error: {error.strerror or error}{where}.", 4
     else:
         message = f"This is a bug in transformer_lab, not a mistake of yours: {type(error).__name__}: {error}"
         message += "" if debug else "\nRun it again with --debug for the traceback, and please report it."
         code = 1
-    with suppress(BrokenPipeError):
+    with suppress(OSError):  # nobody reads it, or the disk under it is full: the exit code must do
         if debug:
             traceback.print_exception(error)
         print(message, file=sys.stderr, flush=True)

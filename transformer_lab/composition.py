@@ -22,7 +22,8 @@ from transformer_lab.config import (
     unknown_choice,
     unknown_key,
 )
-from transformer_lab.errors import ConfigurationError
+from transformer_lab.checkpoints.quoted import quoted
+from transformer_lab.errors import ConfigurationError, UnavailableError
 from transformer_lab.paths import data_folder
 
 # Taken as typed, and never given to Hydra.
@@ -161,11 +162,17 @@ def run(
         label = " ".join(run_of.overrides.task) if multirun else ""
         return work(settings, Path(run_of.runtime.output_dir), label)
 
-    if not multirun:
-        code: int = hydra.run(PRIMARY, task, [*words]).return_value
-        return code
     try:
+        if not multirun:
+            code: int = hydra.run(PRIMARY, task, [*words]).return_value
+            return code
         batches = hydra.multirun(PRIMARY, task, [*words]) or []
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # the work answers for its own: this is the folder of the run, and Hydra's files in it
+        where = quoted(str(error.filename)) if error.filename else "The folder of this run"
+        message = f"{where} cannot be written: {(error.strerror or str(error)).lower()}."
+        raise UnavailableError(message) from error
     except HydraException as error:  # what only the chosen sweeper can tell: that it does not know an `interval(0,1)`
         raise ConfigurationError(_first_sentence(error)) from error
     return next((job.return_value for batch in batches for job in batch if job.return_value), 0)

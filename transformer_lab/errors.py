@@ -10,6 +10,13 @@ class LabError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """The message on one line. Names come from files: what a terminal would obey is written as Python writes it."""
+        text = super().__str__()
+        if text.isprintable():
+            return text
+        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
 
 class ConfigurationError(LabError, ValueError):
     """A wrong option or argument: an unknown choice, a value out of range, more tokens than the context holds."""

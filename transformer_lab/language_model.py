@@ -17,11 +17,12 @@ import numpy as np
 from transformer_lab import checkpoints
 from transformer_lab.cache.contiguous import Contiguous
 from transformer_lab.config import component, construct
-from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
+from transformer_lab.errors import ConfigurationError, InputFileError
 from transformer_lab.generation.continuation import Continuation, Generation
 from transformer_lab.generation.engine import Engine
 from transformer_lab.generation.generate import Decoding
 from transformer_lab.generation.sampling import Sampling
+from transformer_lab.memory import enough_memory, require_bytes
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.decoder import forward, tap_names
 from transformer_lab.model.init import initialise
@@ -33,6 +34,8 @@ from transformer_lab.tokenizers.loading import TOKENIZER_KINDS, embedded_tokeniz
 
 Prompt = str | Sequence[int]
 KINDS_OF_WEIGHTS = ("pretrained", "random")
+_BYTES = {"float64": 8, "bfloat16": 2, "int8": 1}  # of a parameter, at least; 4 for the others
+_THIS_CALL = "this call. Take shorter texts, or fewer of them at a time"
 
 
 def load_model(
@@ -77,33 +80,44 @@ def load_model(
     config = checkpoints.read_config(folder)
     if ffn is not None:
         config = replace(config, ffn=_changed(config.ffn, ffn) if isinstance(ffn, Mapping) else ffn)
-    try:
+    found: list[Tokenizer | None] = []
+
+    def before_reading() -> None:
+        """Whatever can be refused without the numbers is refused before they are read."""
+        found.append(_tokenizer(source, folder, config, weights, tokenizer or "byte_bpe"))
+        if backend.device == "cpu":
+            require_bytes(_count(config) * _BYTES.get(backend.precision, 4), f"{source}, {_count(config):,} parameters")
+
+    with enough_memory(f"{source}: it has {_count(config):,} parameters"):
         if weights == "random":
+            before_reading()
             params = _random_parameters(config, backend, seed, progress)
         else:
             report = (lambda done, total: progress("weights", done, total)) if progress else None
             dtype = np.float64 if backend.precision == "float64" else np.float32
-            params = checkpoints.load_parameters(folder, config, backend.place, dtype, report)
+            params = checkpoints.load_parameters(folder, config, backend.place, dtype, report, before_reading)
         _add_derived(config, backend, params)
-    except MemoryError as error:
-        message = f"There is not enough memory for {source}: it has {_count(config):,} parameters."
-        raise UnavailableError(message) from error
-    found = load_tokenizer_folder(folder, tokenizer or "byte_bpe")
+    model = LanguageModel(backend, config, params, found[0], cache or Contiguous())
+    model.source, model.folder = str(source), folder if weights == "pretrained" else None
+    model.end_of_text_ids = checkpoints.end_of_text_ids(folder)
+    model.load_seconds = time.perf_counter() - begin
+    return model
+
+
+def _tokenizer(source: Any, folder: Path, config: ModelConfig, weights: str, kind: str) -> Tokenizer | None:
+    """That of the folder, or with random weights the embedded one of this name; it must fit the vocabulary."""
+    found = load_tokenizer_folder(folder, kind)
     if found is None and weights == "random" and str(source) in embedded_tokenizer_names():
         from transformer_lab.tokenizers import load_tokenizer
 
-        found = load_tokenizer(str(source), tokenizer or "byte_bpe")
+        found = load_tokenizer(str(source), kind)
     if found is not None and found.vocab_size > config.vocab_size:
         message = (
             f"The tokenizer in {folder} has {found.vocab_size} tokens and the model's vocab_size is "
             f"{config.vocab_size}. They do not belong together."
         )
         raise InputFileError(message)
-    model = LanguageModel(backend, config, params, found, cache or Contiguous())
-    model.source, model.folder = str(source), folder if weights == "pretrained" else None
-    model.end_of_text_ids = checkpoints.end_of_text_ids(folder)
-    model.load_seconds = time.perf_counter() - begin
-    return model
+    return found
 
 
 def _changed(ffn: Any, changes: Mapping[str, Any]) -> Any:
@@ -205,7 +219,8 @@ class LanguageModel:
 
             self._recorders[wanted] = self.backend.compile(recorded)
         start = self.backend.asarray(np.zeros(len(ids), np.int64))
-        kept = self._recorders[wanted](self.params, self.backend.asarray(ids), start)
+        with enough_memory(_THIS_CALL):
+            kept = self._recorders[wanted](self.params, self.backend.asarray(ids), start)
         for name in wanted or ():
             if name not in kept:
                 message = (
@@ -229,8 +244,9 @@ class LanguageModel:
         width = self.backend.bucket(length, self.config.context_length)
         padded = [self.backend.asarray(np.pad(x, ((0, 0), (0, width - length)))) for x in (ids, *more)]
         start = self.backend.asarray(np.zeros(len(ids), np.int64))
-        result = self.backend.to_numpy(function(self.params, padded[0], start, *padded[1:]))
-        return np.array(result[:, :length])
+        with enough_memory(_THIS_CALL):
+            result = self.backend.to_numpy(function(self.params, padded[0], start, *padded[1:]))
+            return np.array(result[:, :length])
 
     @property
     def _numpy_dtype(self) -> Any:
@@ -264,8 +280,9 @@ class LanguageModel:
         options = (max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, hash_logits)
         several = _several(prompt)
         decoding = self._decoding(list(prompt) if several else [prompt], *options)  # type: ignore[list-item, arg-type]
-        for _ in decoding:
-            pass
+        with enough_memory(_THIS_CALL):
+            for _ in decoding:
+                pass
         results = [row.result(decoding.timing()) for row in decoding.rows]
         return results if several else results[0]
 
@@ -428,7 +445,8 @@ class TextStream:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        with enough_memory(_THIS_CALL):
+            return next(self._pieces)
 
     @property
     def result(self) -> Generation:

@@ -1,5 +1,6 @@
-"""Finds conf/ and resources/: beside the package in a checkout, inside it in an installed wheel."""
+"""Finds conf/ and resources/ (beside the package in a checkout, inside it in a wheel), and the cache folder."""
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -14,3 +15,9 @@ def data_folder(name: str) -> Path:
     if (_PACKAGE.parent / "pyproject.toml").is_file() and beside.is_dir():
         return beside
     return _PACKAGE / name
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it can compute again: XDG_CACHE_HOME or ~/.cache, and in it transformer_lab."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "transformer_lab"

@@ -81,7 +81,9 @@ def main() -> None:
             print(f"step {step}  loss {float(loss):.3f}  {step * BATCH * CONTEXT / (time.time() - begin):.0f} tokens/s")
             sys.stdout.flush()
     windows = np.lib.stride_tricks.sliding_window_view(validation, CONTEXT + 1)[::CONTEXT]
-    losses = [float(evaluate(nest(weights), ops.asarray(windows[i : i + BATCH]))) for i in range(0, len(windows), BATCH)]
+    losses = [
+        float(evaluate(nest(weights), ops.asarray(windows[i : i + BATCH]))) for i in range(0, len(windows), BATCH)
+    ]
     bits = np.mean(losses) / math.log(2) * len(validation) / size
     arrays = {name: ops.to_numpy(x) for name, x in weights.items()}
     checkpoints.save_folder(output, config, nest(arrays), dtype="bfloat16")

@@ -50,8 +50,12 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "embed": {"ids": Case(lambda d: {"table": normal(d, 11, 6), "ids": d.integers(0, 11, (3, 4))})},
     "layer_norm": {
-        "rows": Case(lambda d: {"x": normal(d, 2, 3, 40) * 5 + 3, "weight": normal(d, 40), "bias": normal(d, 40)}, (1e-5,)),
-        "large epsilon": Case(lambda d: {"x": normal(d, 4, 40), "weight": normal(d, 40), "bias": normal(d, 40)}, (0.5,)),
+        "rows": Case(
+            lambda d: {"x": normal(d, 2, 3, 40) * 5 + 3, "weight": normal(d, 40), "bias": normal(d, 40)}, (1e-5,)
+        ),
+        "large epsilon": Case(
+            lambda d: {"x": normal(d, 4, 40), "weight": normal(d, 40), "bias": normal(d, 40)}, (0.5,)
+        ),
     },
     "rms_norm": {
         "rows": Case(lambda d: {"x": normal(d, 2, 3, 40) * 5 + 3, "weight": normal(d, 40)}, (1e-5,)),

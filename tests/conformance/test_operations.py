@@ -149,7 +149,7 @@ def differences(operation: str, case: Case, inputs: dict[str, np.ndarray]) -> di
     return found
 
 
-GRADIENT_CASES = {operation: list(CASES[operation].items())[0][1] for operation in OPERATIONS}
+GRADIENT_CASES = {operation: next(iter(CASES[operation].values())) for operation in OPERATIONS}
 
 
 @pytest.mark.parametrize(("name", "operation", "version"), [v for v in versions() if v[0] in ("torch", "jax")])

@@ -90,9 +90,7 @@ class Backend:
     compile_seconds: float = 0.0  # how long calls took that compiled something
     array_device: Any = None  # the device as xp's creation functions take it
 
-    def __init__(
-        self, device: str = "cpu", precision: str = "float32", ops: str | Mapping[str, str] = "fused"
-    ) -> None:
+    def __init__(self, device: str = "cpu", precision: str = "float32", ops: str | Mapping[str, str] = "fused") -> None:
         if precision not in self.precisions:
             message = (
                 f"The {self.name} backend does not offer precision={precision}; it offers {', '.join(self.precisions)}."
@@ -241,7 +239,7 @@ class Backend:
         return values
 
     def on_host(self, function: Callable[..., np.ndarray], shape: tuple[int, ...], *arrays: Any) -> Any:
-        """function(NumPy arrays) -> float64 [shape], called on the host."""
+        """function(NumPy arrays) -> float64 [shape], called on the host. Arrays and results hold float32 values."""
         return self.asarray(function(*(self.to_numpy(array) for array in arrays)), self.xp.float64)
 
     def tally(self, doubtful: Any) -> None:

@@ -1,4 +1,4 @@
-"""erfc written in plain algebra, for frameworks that have none (NumPy), and for where the same bits are wanted everywhere.
+"""erfc written in plain algebra, for NumPy, which has none, and for exact mode, where its error must be known.
 
 For x >= 0, erfc(x) = exp(-x^2) / (1 + x) * g((x - 3.75) / (x + 3.75)), where g is smooth on [-1, 1] and is summed as a
 Chebyshev series. The change of variable is that of J. L. Schonfelder, "Chebyshev expansions for the error and related

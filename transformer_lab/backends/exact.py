@@ -46,6 +46,26 @@ def exact_sum(ops: Any, terms: Any) -> Any:
     (Ozaki, Ogita, Oishi and Rump, Numerical Algorithms 59, 2012). Products of two float32 are exact terms; of others
     a compiler may fuse the last multiplication with the cut, which moves the sum by their own rounding at most.
     """
+    upper, lower = _cut_and_sum(ops, terms)
+    return upper + lower
+
+
+def sum_to_odd(ops: Any, terms: Any) -> Any:
+    """`exact_sum`, but a rounded sum is moved to the odd neighbour on its true side ("rounding to odd").
+
+    What is then rounded to float32 comes out as if it had been rounded once: a sum just beside the middle of two
+    float32 does not fall onto it (Boldo and Melquiond, IEEE Transactions on Computers 57, 2008).
+    """
+    xp = ops.xp
+    upper, lower = _cut_and_sum(ops, terms)
+    total = upper + lower
+    left = (upper - total) + lower  # the exact error of that sum
+    unit = ops.power_of_two_above(xp.abs(total)) * U
+    even = (total + 0.5 * unit) == total
+    return xp.where(xp.logical_and(left != 0.0, even), total + xp.sign(left) * unit, total)
+
+
+def _cut_and_sum(ops: Any, terms: Any) -> tuple[Any, Any]:
     xp = ops.xp
     count = terms.shape[-1]
     largest = ops.power_of_two_above(xp.max(xp.abs(terms), axis=-1, keepdims=True))
@@ -54,33 +74,34 @@ def exact_sum(ops: Any, terms: Any) -> Any:
     shift = largest * (1.5 * 2.0 ** (bits - 1))
     upper = (terms + shift) - shift
     lower = terms - upper
-    return xp.sum(upper, axis=-1) + xp.sum(lower, axis=-1)
+    return xp.sum(upper, axis=-1), xp.sum(lower, axis=-1)
 
 
 # --- products --------------------------------------------------------------------------------------------------------
 
 
 class ExactKernel(NamedTuple):
-    """A kernel that was placed: its values [in, out] in float64, and the length of each column [out]."""
+    """A kernel in float64, stored by columns: `columns` [out, in], and the length of each, `lengths` [out]."""
 
-    values: Any
+    columns: Any
     lengths: Any
 
 
 def prepare_kernel(ops: Any, kernel: Any) -> ExactKernel:
-    wide = ops.cast(kernel, ops.xp.float64)
-    return ExactKernel(wide, ops.xp.sqrt(ops.xp.sum(wide * wide, axis=0)))
+    """[in, out] float32 -> the form that `linear` works on."""
+    columns = ops.cast(ops.xp.permute_dims(kernel, (1, 0)), ops.xp.float64)
+    return ExactKernel(columns, ops.xp.sqrt(ops.xp.sum(columns * columns, axis=-1)))
 
 
 def pack_kernel(ops: Any, kernel: np.ndarray) -> ExactKernel:
-    """A NumPy kernel [in, out], stored [out, in]: a vector times it is then read at the speed of memory."""
-    stored = np.ascontiguousarray(kernel.T, dtype=np.float64)
-    values = ops.xp.permute_dims(ops.asarray(stored, ops.xp.float64), (1, 0))
-    return ExactKernel(values, ops.asarray(np.sqrt(np.einsum("oi,oi->o", stored, stored)), ops.xp.float64))
+    """The same for a kernel that is loaded, once."""
+    columns = np.ascontiguousarray(kernel.T, dtype=np.float64)
+    lengths = np.sqrt(np.einsum("oi,oi->o", columns, columns))
+    return ExactKernel(ops.asarray(columns, ops.xp.float64), ops.asarray(lengths, ops.xp.float64))
 
 
 def unpack_kernel(ops: Any, kernel: ExactKernel) -> np.ndarray:
-    return np.asarray(ops.to_numpy(kernel.values), np.float32)
+    return np.asarray(ops.to_numpy(kernel.columns), np.float32).T
 
 
 def linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
@@ -90,15 +111,17 @@ def linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
         kernel = prepare_kernel(ops, kernel)
     rows = ops.cast(xp.reshape(x, (-1, x.shape[-1])), xp.float64)
     wide_bias = None if bias is None else ops.cast(bias, xp.float64)
-    columns = kernel.values.shape[1]
+    columns = kernel.columns.shape[0]
 
     def again(indices: Any) -> Any:
         chosen = indices % columns
         left = xp.take(rows, indices // columns, axis=0)
-        dots = exact_sum(ops, left * xp.permute_dims(xp.take(kernel.values, chosen, axis=1), (1, 0)))
-        return dots if wide_bias is None else dots + xp.take(wide_bias, chosen)
+        terms = left * xp.take(kernel.columns, chosen, axis=0)
+        if wide_bias is not None:
+            terms = xp.concat([terms, xp.take(wide_bias, chosen)[:, None]], axis=-1)
+        return sum_to_odd(ops, terms)
 
-    y = xp.matmul(rows, kernel.values)
+    y = xp.matmul(rows, xp.permute_dims(kernel.columns, (1, 0)))
     bound = product_bound(ops, rows, kernel.lengths[None, :], x.shape[-1])
     if wide_bias is not None:
         y = y + wide_bias
@@ -116,9 +139,7 @@ def product_bound(ops: Any, rows: Any, lengths: Any, terms: int) -> Any:
     return own * (lengths * (1.01 * (terms + 4) * U))
 
 
-def attention(
-    ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = identity
-) -> Any:
+def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = identity) -> Any:
     """Scores, pattern and the mixed values are each rounded; shapes as in `manual.attention`."""
     xp = ops.xp
     batch, heads, queries, size = query.shape
@@ -144,7 +165,7 @@ def products(ops: Any, left: Any, right: Any, scale: float) -> Any:
     def again(indices: Any) -> Any:
         row = indices // columns
         column = row // count * columns + indices % columns
-        return exact_sum(ops, xp.take(flat_left, row, axis=0) * xp.take(flat_right, column, axis=0)) * scale
+        return sum_to_odd(ops, xp.take(flat_left, row, axis=0) * xp.take(flat_right, column, axis=0)) * scale
 
     lengths = xp.sqrt(xp.sum(right * right, axis=-2, keepdims=True))
     y = xp.matmul(left, right) * scale

@@ -16,6 +16,7 @@ import numpy as np
 from transformer_lab.backends import manual
 from transformer_lab.backends.base import PATCH, Backend, Implementation, bucket_length
 from transformer_lab.errors import UnavailableError
+from transformer_lab.paths import cache_folder
 
 try:
     import jax
@@ -73,6 +74,9 @@ class JaxBackend(Backend):
             reason = str(error).strip().splitlines()[0]
             message = f"JAX has no device {device!r} on this machine ({reason}). Use backend.device=cpu."
             raise UnavailableError(message) from error
+        if jax.config.jax_compilation_cache_dir is None:  # nobody chose one: a second run starts fast all the same
+            jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         self.wide = self.precision != "float32"
         self.float_dtype: Any = np.dtype("float64" if self.precision == "float64" else "float32")
         self.index_dtype: Any = np.dtype(np.int32)
@@ -123,7 +127,7 @@ class JaxBackend(Backend):
 
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         def counted(*arguments: Any) -> Any:
-            self._doubtful = []
+            self._doubtful: list[Any] = []
             result = function(*arguments)
             roundings = sum(math.prod(mask.shape) for mask in self._doubtful)
             doubtful = sum((jnp.count_nonzero(mask) for mask in self._doubtful), jnp.zeros((), int))
@@ -155,7 +159,7 @@ class JaxBackend(Backend):
         return jax.lax.bitcast_convert_type((exponents + 1023) << 52, jnp.float64)
 
     def patch(self, values: Any, mask: Any, again: Callable[[Any], Any]) -> Any:
-        size = min(PATCH, values.shape[0])
+        size = min(max(PATCH, values.shape[0] // 2048), values.shape[0])  # each round passes over the whole mask
 
         def some(carry: Any) -> Any:
             values, mask = carry
@@ -166,9 +170,11 @@ class JaxBackend(Backend):
 
     def on_host(self, function: Callable[..., np.ndarray], shape: tuple[int, ...], *arrays: Any) -> Any:
         def called(*arrays: Any) -> np.ndarray:
-            return function(*(np.asarray(array) for array in arrays))
+            # The switch for 64-bit types is off in the thread that calls this; what comes and goes are float32 values.
+            return np.asarray(function(*(np.asarray(array) for array in arrays)), np.float32)
 
-        return jax.pure_callback(called, jax.ShapeDtypeStruct(shape, jnp.float64), *arrays)
+        found = jax.pure_callback(called, jax.ShapeDtypeStruct(shape, jnp.float32), *arrays)
+        return found.astype(jnp.float64)
 
     def tally(self, doubtful: Any) -> None:
         self._doubtful.append(doubtful)  # `compile` counts them and hands the counts out

@@ -111,9 +111,7 @@ def rotary(ops: Any, x: Any, cos: Any, sin: Any) -> Any:
     return ops.xp.concat([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def attention(
-    ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = identity
-) -> Any:
+def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = identity) -> Any:
     """softmax(scale * query key^T + mask) value (Vaswani et al. 2017, arXiv 1706.03762).
 
     query [B, H, T, N], key and value [B, K, S, N], start integers [B]: the position of each row's first query

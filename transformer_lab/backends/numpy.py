@@ -28,10 +28,7 @@ def pack_kernel(ops: Any, kernel: np.ndarray) -> np.ndarray:
 
 def linear(ops: Any, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """One row is a matrix times a vector; more rows are a product of two matrices. The bias is added in place."""
-    if x.size == x.shape[-1]:
-        y = kernel.T @ x.reshape(-1)
-    else:
-        y = x.reshape(-1, x.shape[-1]) @ kernel
+    y = kernel.T @ x.reshape(-1) if x.size == x.shape[-1] else x.reshape(-1, x.shape[-1]) @ kernel
     if bias is not None:
         y += bias
     return y.reshape(*x.shape[:-1], kernel.shape[1])

@@ -68,9 +68,7 @@ def rms_norm(ops: Any, x: Any, weight: Any, epsilon: float) -> Any:
     return functional.rms_norm(x, (x.shape[-1],), weight, epsilon)
 
 
-def attention(
-    ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = manual.identity
-) -> Any:
+def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = manual.identity) -> Any:
     """torch's scaled_dot_product_attention; it shows neither scores nor pattern."""
     queries, keys = query.shape[2], key.shape[2]
     # start + T <= S always holds, so S = T says that every row starts at 0.

@@ -1,4 +1,4 @@
-"""The contiguous cache: two preallocated arrays per layer, written by position. It is what `cache=contiguous` builds."""
+"""The contiguous cache: two preallocated arrays per layer, written by position. `cache=contiguous` builds it."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,9 +29,7 @@ class Contiguous:
 
     def allocate(self, ops: Any, config: ModelConfig, batch: int, capacity: int) -> list[ContiguousLayer]:
         shape = (batch, config.num_kv_heads, capacity, config.head_size)
-        return [
-            ContiguousLayer(ops.zeros(shape), ops.zeros(shape)) for _ in range(config.num_layers)
-        ]
+        return [ContiguousLayer(ops.zeros(shape), ops.zeros(shape)) for _ in range(config.num_layers)]
 
     def first(self, ops: Any, cache: list[ContiguousLayer], length: int) -> list[ContiguousLayer]:
         """The cache as far as `length` positions.

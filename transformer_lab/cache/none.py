@@ -1,4 +1,4 @@
-"""No cache: every token is computed from the whole text before it. Slow and obvious, the judge of the other policies."""
+"""No cache: every token is computed from the whole text before it. Slow and obvious: the judge of the others."""
 
 from dataclasses import dataclass
 from typing import Any

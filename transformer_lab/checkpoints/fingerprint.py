@@ -15,6 +15,7 @@ from typing import Any
 from transformer_lab.checkpoints.regular_file import open_regular
 from transformer_lab.checkpoints.weight_files import require_folder, weight_files
 from transformer_lab.errors import InputFileError
+from transformer_lab.paths import cache_folder
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _LARGEST_CACHE = 5_000_000
@@ -35,12 +36,6 @@ def weights_sha256(folder: str | Path) -> str:
         return digests[0]
     lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where this package keeps what it can compute again: XDG_CACHE_HOME or ~/.cache, and in it transformer_lab."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "transformer_lab"
 
 
 def _sha256(path: Path) -> str:

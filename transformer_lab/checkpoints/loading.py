@@ -29,6 +29,7 @@ def load_parameters(
     place: Callable[[str, Any], Any] | None = None,
     dtype: Any = np.float32,
     progress: Callable[[int, int], None] | None = None,
+    checked: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """The parameters of the model in `folder`, nested as `model.parameters.nest` makes them.
 
@@ -37,6 +38,7 @@ def load_parameters(
     array has the logical shape [in, out] of `model.parameters.shapes`, but may be a transposed VIEW of memory that lies
     [out, in], because that is how some families store their kernels; copy or pack it into the layout that is wanted.
     Without `place` the arrays themselves are the leaves. `progress(bytes_done, bytes_total)` counts bytes of the files.
+    `checked()` is called when it is known that the files fit, before the first number is read.
 
     Raises InputFileError, naming the tensors, if the files do not fit `config`.
     """
@@ -46,6 +48,8 @@ def load_parameters(
         raise ConfigurationError(message)
     folder = Path(folder).expanduser()
     wanted, tensors = require_loadable(folder, config)
+    if checked:
+        checked()
     total = sum(tensor.size for tensor in tensors.values())
     done = 0
 

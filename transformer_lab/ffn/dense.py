@@ -44,7 +44,7 @@ class Dense:
         return shapes
 
     def __call__(self, ops: Any, params: Any, x: Any, tap: Any) -> Any:
-        """x [B, T, D] -> [B, T, D]. Taps: `pre` [B, T, F] before the activation, `act` [B, T, F] what `down` is given."""
+        """x [B, T, D] -> [B, T, D]. Taps: `pre` [B, T, F] before the activation, `act` [B, T, F] after it."""
         activation = getattr(ops, self.activation)
         up = ops.linear(x, params["up"]["kernel"], params["up"].get("bias"))  # [B, T, F]
         if self.gated:

@@ -1,8 +1,10 @@
 """The decoding loop: prefill, choose, feed, until every row has ended. Rows that end early wait for the others."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 
+from transformer_lab.errors import InputFileError
 from transformer_lab.generation.continuation import Continuation, Timing
 from transformer_lab.generation.engine import Engine, Sequences
 from transformer_lab.generation.sampling import Sampling, choose, log_probability
@@ -33,6 +35,7 @@ class Decoding:
                 self._mark(count * len(self.rows))
                 for step in range(count):
                     tokens = ids[:, step].tolist()
+                    _require_finite(float(logprobs[:, step].sum()))
                     yield [
                         "" if row.finish_reason else row.accept(token, float(logprob), None)
                         for row, token, logprob in zip(self.rows, tokens, logprobs[:, step], strict=True)
@@ -49,6 +52,7 @@ class Decoding:
         for row, logits in zip(self.rows, sequences.logits, strict=True):
             token, piece = 0, ""
             if row.finish_reason is None:
+                _require_finite(float(logits.max()))
                 token = choose(logits, self.sampling, row.history, row.noise)
                 piece = row.accept(token, log_probability(logits, token), logits)
             tokens.append(token)
@@ -73,3 +77,13 @@ class Decoding:
             prefill_tokens_per_s=prompt / max(prefill, 1e-9),
             decode_tokens_per_s=decoded / max(decoding, 1e-9) if decoded else None,
         )
+
+
+def _require_finite(number: float) -> None:
+    """The largest logit, or a sum of log-probabilities: NaN or infinity in the weights always arrives there."""
+    if not math.isfinite(number):
+        message = (
+            "The model's logits are not finite numbers, so no token can be chosen: its weights are damaged, or too "
+            "large for this precision."
+        )
+        raise InputFileError(message)

@@ -37,7 +37,7 @@ def _print_tables(found: Inspection) -> None:
     from rich.text import Text
 
     console = Console(file=sys.stdout)
-    facts = Table(title=Text(found.path), show_header=False, box=SIMPLE_HEAD)
+    facts = Table(title=Text(_printable(found.path)), show_header=False, box=SIMPLE_HEAD)
     for name, value in (
         ("model type", found.model_type or "not said"),
         ("loads here", "yes" if found.loads else "no"),
@@ -48,7 +48,7 @@ def _print_tables(found: Inspection) -> None:
     ):
         facts.add_row(name, Text(value))
     for problem in found.problems:
-        facts.add_row("problem", Text(problem))
+        facts.add_row("problem", Text(_printable(problem)))
     console.print(facts)
     files = {tensor.file for tensor in found.tensors}
     tensors = Table(title=f"{len(found.tensors)} tensors", box=SIMPLE_HEAD)

@@ -29,7 +29,7 @@ class ModelConfig:
     and keys (RoPE, Su et al. 2021, arXiv 2104.09864), with base `rotary_base`.
     `norm`: "layer_norm" (Ba et al. 2016, arXiv 1607.06450) or "rms_norm" (Zhang and Sennrich 2019, arXiv 1910.07467).
     `attention_scale`: scores are divided by sqrt(head_size); `attention_scale_by_layer`: and by the layer's number,
-    from 1. `attention_bias`: the projections of the attention add one. `tied_head`: the token embedding is the head too.
+    from 1. `attention_bias`: the projections of the attention add one. `tied_head`: the embedding is the head too.
     `end_of_text_id` ends a generation, `begin_of_text_id` starts an empty prompt; either may be None.
 
     Raises ConfigurationError, in words, for values that make no decoder.
@@ -41,8 +41,8 @@ class ModelConfig:
     num_layers: int
     num_heads: int
     ffn: Any
-    num_kv_heads: int | None = None
-    head_size: int | None = None
+    num_kv_heads: int = None  # type: ignore[assignment]  # filled in below, like the next
+    head_size: int = None  # type: ignore[assignment]
     position: str = "learned"
     rotary_base: float = 10000.0
     norm: str = "layer_norm"
@@ -65,12 +65,12 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
                 self._refuse(f"{name} is {value!r}; it must be a whole number from 1 to {largest}.")
-        if self.num_heads % self.num_kv_heads:  # type: ignore[operator]  # None was replaced above
+        if self.num_heads % self.num_kv_heads:
             self._refuse(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}.")
         for name, choices in (("position", ("learned", "rotary")), ("norm", ("layer_norm", "rms_norm"))):
             if getattr(self, name) not in choices:
                 self._refuse(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
-        if self.position == "rotary" and self.head_size % 2:  # type: ignore[operator]
+        if self.position == "rotary" and self.head_size % 2:
             self._refuse(f"head_size {self.head_size} is odd; rotary positions turn pairs, so it must be even.")
         for name in ("norm_epsilon", "rotary_base"):
             value = getattr(self, name)
@@ -87,5 +87,5 @@ class ModelConfig:
 
     def score_scale(self, layer: int) -> float:
         """What the attention scores of this layer (from 0) are multiplied by."""
-        scale = 1.0 / math.sqrt(self.head_size) if self.attention_scale else 1.0  # type: ignore[arg-type]
+        scale = 1.0 / math.sqrt(self.head_size) if self.attention_scale else 1.0
         return scale / (layer + 1) if self.attention_scale_by_layer else scale

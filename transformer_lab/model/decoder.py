@@ -63,7 +63,9 @@ def forward(
         )
         layers.append(layer_cache)
     if logits_at is not None:
-        x = xp.take_along_axis(x, xp.broadcast_to(logits_at[:, None, None], (x.shape[0], 1, x.shape[2])), axis=1)  # [B, 1, D]
+        x = xp.take_along_axis(
+            x, xp.broadcast_to(logits_at[:, None, None], (x.shape[0], 1, x.shape[2])), axis=1
+        )  # [B, 1, D]
     x = tap("final_norm", normalise(ops, config, params["final_norm"], x))
     kernel = params["head"]["kernel"] if "head" in params else xp.permute_dims(params["embed"]["token"], (1, 0))
     logits = tap("logits", ops.linear(x, kernel))

@@ -1,7 +1,7 @@
 """The parameter tree of a decoder: its names and shapes, and the way between the tree and flat dotted names.
 
 A tree is a nested dict whose `blocks` is a list with one dict per layer:
-`params["blocks"][3]["attn"]["qkv"]["kernel"]` is "blocks.3.attn.qkv.kernel". Kernels are [in, out]: `x @ kernel + bias`.
+`params["blocks"][3]["attn"]["qkv"]["kernel"]` is "blocks.3.attn.qkv.kernel". Kernels are [in, out], for `x @ kernel`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     D hidden_size, V vocab_size, C context_length, H and K query and key/value heads of head_size.
     """
     hidden, head = config.hidden_size, config.head_size
-    queries, keys = config.num_heads * head, config.num_kv_heads * head  # type: ignore[operator]
+    queries, keys = config.num_heads * head, config.num_kv_heads * head
     norm = {"weight": (hidden,)} | ({"bias": (hidden,)} if config.norm == "layer_norm" else {})
     attention: dict[str, tuple[int, ...]] = {
         "qkv.kernel": (hidden, queries + 2 * keys),  # the columns of all queries, then all keys, then all values

@@ -11,6 +11,7 @@ from transformer_lab.errors import ConfigurationError
 from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.byte_alphabet import CHARACTER_OF_BYTE, from_stand_ins, is_stand_in_text
 from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT
+from transformer_lab.tokenizers.shown import shown
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -68,16 +69,16 @@ def _check_ids(vocab: Mapping[str, int], added_tokens: Sequence[AddedToken]) -> 
     token_of_id: dict[int, str] = {}
     for token, token_id in [*vocab.items(), *((token.text, token.id) for token in added_tokens)]:
         if type(token_id) is not int or token_id < 0:
-            message = f"vocab: the id of {token!r} is {token_id!r}, expected a whole number from 0 on."
+            message = f"vocab: the id of {shown(token)} is {shown(token_id)}, expected a whole number from 0 on."
             raise ConfigurationError(message)
         if token_of_id.setdefault(token_id, token) != token:
-            message = f"vocab: {token_of_id[token_id]!r} and {token!r} have the same id {token_id}."
+            message = f"vocab: {shown(token_of_id[token_id])} and {shown(token)} have the same id {shown(token_id)}."
             raise ConfigurationError(message)
     largest = max(token_of_id, default=-1)
     if largest != len(token_of_id) - 1:
         missing = next(i for i in range(len(token_of_id)) if i not in token_of_id)
         message = (
-            f"vocab: the ids have gaps: {len(token_of_id)} tokens, but the largest id is {largest} and id {missing} "
+            f"vocab: the ids have gaps: {len(token_of_id)} tokens, but the largest id is {shown(largest)} and id {missing} "
             "belongs to no token."
         )
         raise ConfigurationError(message)
@@ -87,7 +88,7 @@ def _check_bytes(vocab: Mapping[str, int]) -> None:
     for byte, character in enumerate(CHARACTER_OF_BYTE):
         if character not in vocab:
             message = (
-                f"vocab: byte 0x{byte:02x} (written {character!r}) has no token. "
+                f"vocab: byte 0x{byte:02x} (written {shown(character)}) has no token. "
                 "A byte-level vocabulary holds all 256 bytes, or some text could not be encoded."
             )
             raise ConfigurationError(message)
@@ -97,7 +98,8 @@ def _check_merges(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -
     for number, (left, right) in enumerate(merges, start=1):
         for token in (left, right, left + right):
             if token not in vocab or not token:
-                message = f"merges: number {number}, {left!r} + {right!r}, needs {token!r}, which is not in vocab."
+                pair = f"{shown(left)} + {shown(right)}"
+                message = f"merges: number {number}, {pair}, needs {shown(token)}, which is not in vocab."
                 raise ConfigurationError(message)
     used = {character for pair in merges for token in pair for character in token}
     if not is_stand_in_text("".join(used)):
@@ -110,18 +112,17 @@ def _check_added_tokens(definition: TokenizerDefinition) -> None:
     seen: set[str] = set()
     for token in definition.added_tokens:
         if not token.text or token.text in seen:
-            message = f"added_tokens: {token.text!r} is empty or listed twice."
+            message = f"added_tokens: {shown(token.text)} is empty or listed twice."
             raise ConfigurationError(message)
         seen.add(token.text)
         if definition.vocab.get(token.text, token.id) != token.id:
-            message = (
-                f"added_tokens: {token.text!r} has id {token.id} here and {definition.vocab[token.text]} in vocab."
-            )
+            other = shown(definition.vocab[token.text])
+            message = f"added_tokens: {shown(token.text)} has id {shown(token.id)} here and {other} in vocab."
             raise ConfigurationError(message)
         # 'é' in a vocabulary is byte 0xE9, in a text it is two bytes: one id cannot decode to both.
         if token.text in made and from_stand_ins(token.text) != token.text.encode("utf-8"):
             message = (
-                f"added_tokens: {token.text!r} is also the stand-in form of the ordinary token "
-                f"{from_stand_ins(token.text)!r}, so its id would mean two things."
+                f"added_tokens: {shown(token.text)} is also the stand-in form of the ordinary token "
+                f"{shown(from_stand_ins(token.text))}, so its id would mean two things."
             )
             raise ConfigurationError(message)

@@ -80,14 +80,20 @@ class HuggingFaceTokenizer:
             text = replace_lone_surrogates(text)
         with self._lock:
             self._tokenizer.encode_special_tokens = not allow_special
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            try:
+                return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            except BaseException as error:
+                raise _refused(error, "With this tokenizer, the text cannot be read") from None
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of the ids, special tokens kept, broken UTF-8 as U+FFFD."""
         ids = self._checked(token_ids)
         if self._is_byte_level:
             return self._join(ids).decode("utf-8", "replace")
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+        try:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+        except BaseException as error:
+            raise _refused(error, "With this tokenizer, the ids cannot be read") from None
 
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
         """The bytes of the ids, special tokens kept; of a tokenizer that is not byte-level, the UTF-8 of the text."""
@@ -142,8 +148,14 @@ class HuggingFaceTokenizer:
 def _parse(text: str, name: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
-    except BaseException as error:  # the library raises plain Exception, and its panics derive from BaseException
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        message = f"{name} cannot be read by the tokenizers library: {error}."
-        raise InputFileError(message) from None
+    except BaseException as error:
+        raise _refused(error, f"{name} cannot be read") from None
+
+
+def _refused(error: BaseException, what: str) -> BaseException:
+    """What to raise for an error of the library: plain Exception, or a panic, which derives from BaseException."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+        return error
+    reason = " ".join(str(error).split())
+    reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
+    return InputFileError(f"{what} by the tokenizers library: {reason}.")

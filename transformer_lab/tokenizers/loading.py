@@ -4,6 +4,7 @@ Knows nothing of models and of the network: names of models and hub ids are reso
 folder to `load_tokenizer_folder`.
 """
 
+import os
 from os import PathLike
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformer_lab.paths import data_folder
 from transformer_lab.tokenizers.byte_bpe import ByteBPE
 from transformer_lab.tokenizers.definition import TokenizerDefinition
 from transformer_lab.tokenizers.interface import Tokenizer
+from transformer_lab.tokenizers.shown import shown
 from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json, read_vocab_and_merges
 
 TOKENIZER_KINDS = ("byte_bpe", "huggingface")
@@ -103,9 +105,9 @@ def _is_dir(path: Path) -> bool:
 
 
 def _exists(path: Path) -> bool:
-    """True also for what may not be looked at, so that reading it can say so."""
+    """True also for what may not be looked at and for a broken link, so that reading it can say so."""
     try:
-        return path.exists()
+        return os.path.lexists(path)
     except PermissionError:
         return True
     except (OSError, ValueError):
@@ -132,7 +134,7 @@ def _check_agreement(
     for token, token_id in other.vocab.items():
         if ids.get(token) != token_id:
             message = (
-                f"{one_file} (field model.vocab) and {pair[0]} disagree about {token!r}: "
-                f"{ids.get(token)} and {token_id}. Remove the wrong one."
+                f"{one_file} (field model.vocab) and {pair[0]} disagree about {shown(token)}: "
+                f"{shown(ids.get(token))} and {shown(token_id)}. Remove the wrong one."
             )
             raise InputFileError(message)

@@ -10,8 +10,11 @@ Knows nothing of bytes, merges or ids.
 
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
+
+from transformer_lab.errors import InputFileError
+from transformer_lab.tokenizers.shown import shown
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -22,6 +25,9 @@ _GPT2_SPLIT_ASCII = r" ?[A-Za-z]+|'(?:[stmd]|re|ve|ll)| ?[0-9]+| ?[^\t-\r A-Za-z
 
 # Small enough that one curly quote sends only its neighbourhood down the slower path.
 _SECTION = 4096
+
+# Of an expression from a file, in characters; published ones have some hundred.
+_LONGEST_EXPRESSION = 10_000
 
 Split = Callable[[str], list[str]]
 
@@ -38,7 +44,7 @@ _SHARED_SYNTAX = r"""(?x:
 )*"""
 
 
-@cache
+@lru_cache(64)
 def _pattern(expression: str) -> Any:
     import regex  # here, because importing the package must stay cheap
 
@@ -49,11 +55,11 @@ def is_supported(expression: str) -> bool:
     """True if a split expression from a file is known to mean here what it means to the `tokenizers` library."""
     import regex
 
-    if not _pattern(_SHARED_SYNTAX).fullmatch(expression):
+    if len(expression) > _LONGEST_EXPRESSION or not _pattern(_SHARED_SYNTAX).fullmatch(expression):
         return False
     try:
         _pattern(expression)
-    except regex.error:
+    except (regex.error, RecursionError):  # the second for hundreds of groups inside each other
         return False
     return True
 
@@ -86,16 +92,22 @@ def split_function(expressions: tuple[str, ...]) -> Split:
 
 def _isolate(pattern: Any, text: str) -> list[str]:
     """The matches, and what lies between them, in order."""
-    pieces: list[str] = pattern.findall(text)
-    if sum(map(len, pieces)) == len(text) and all(pieces):
-        return pieces
-    pieces, end = [], 0
-    for match in pattern.finditer(text):
-        if match.end() > match.start():
-            if match.start() > end:
-                pieces.append(text[end : match.start()])
-            pieces.append(match.group())
-            end = match.end()
+    # A text of a few hundred spaces can keep `\s+\s+\s+\s+x` busy for years, and expressions come from files.
+    seconds = 10 + len(text) / 100_000
+    try:
+        pieces: list[str] = pattern.findall(text, timeout=seconds)
+        if sum(map(len, pieces)) == len(text) and all(pieces):
+            return pieces
+        pieces, end = [], 0
+        for match in pattern.finditer(text, timeout=seconds):
+            if match.end() > match.start():
+                if match.start() > end:
+                    pieces.append(text[end : match.start()])
+                pieces.append(match.group())
+                end = match.end()
+    except TimeoutError:
+        message = f"tokenizer.json, field pre_tokenizer: {shown(pattern.pattern)} takes too long to cut this text."
+        raise InputFileError(message) from None
     return [*pieces, text[end:]] if end < len(text) else pieces
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 from transformer_lab.errors import InputFileError, UnavailableError
 
-# The largest published tokenizer.json files have some 35 MB. Anything far above is no tokenizer.
-MAX_FILE_BYTES = 128 * 2**20
+# The largest published tokenizer.json files have some 35 MB and two million values. Anything far above is no tokenizer,
+# and a byte of JSON may become thirty of objects, so both are bounded before parsing.
+MAX_FILE_BYTES = 50_000_000
+MOST_VALUES = 3_000_000
 
 
 def read_text(file: Path) -> str:
@@ -41,14 +43,20 @@ def read_text(file: Path) -> str:
 
 def read_json_object(file: Path) -> dict[str, Any]:
     """The JSON object in `file`; an InputFileError if it is damaged or something else."""
-    text = read_text(file)
+    text = read_text(file).removeprefix("\ufeff")
+    if sum(map(text.count, "[{,:")) > MOST_VALUES:
+        message = f"{file} holds more than {MOST_VALUES:,} values, which no tokenizer file needs."
+        raise InputFileError(message)
     try:
         value = json.loads(text)
     except RecursionError:
         message = f"{file} is nested too deeply."
         raise InputFileError(message) from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         message = f"{file} is not valid JSON, perhaps cut off: {error}."
+        raise InputFileError(message) from None
+    except ValueError:  # a whole number of more than some thousand digits
+        message = f"{file} is not usable JSON: it holds a number of too many digits."
         raise InputFileError(message) from None
     if not isinstance(value, dict):
         message = f"{file} must hold a JSON object, but holds {json_type(value)}."

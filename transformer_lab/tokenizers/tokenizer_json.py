@@ -17,10 +17,15 @@ from transformer_lab.errors import ConfigurationError, InputFileError
 from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
 from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT, is_supported
+from transformer_lab.tokenizers.shown import shown
 from transformer_lab.tokenizers.tokenizer_files import json_type, read_json_object, read_text, write_files
 
 _ELSEWHERE = 'The huggingface tokenizer (kind="huggingface") may load it.'
 _MERGES_HEADER = "#version: 0.2"
+# Above what was ever published; a file with more is refused before it fills the memory.
+MOST_MERGES = 1_000_000
+MOST_ADDED_TOKENS = 50_000
+MOST_SPLITS = 50
 # The keys of tokenizer_config.json and special_tokens_map.json that name special tokens.
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -47,13 +52,15 @@ def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> TokenizerDefin
 def read_merges(file: Path) -> list[tuple[str, str]]:
     """The pairs in a merges.txt, in order."""
     merges = []
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
+    text = read_text(file)
+    _require_few(text.count("\n"), MOST_MERGES, file, "merges")
+    for number, line in enumerate(text.split("\n"), start=1):
         line = line.removesuffix("\r")
         if not line or (number == 1 and line.startswith("#version")):
             continue
         left, space, right = line.partition(" ")
         if not left or not space or not right or " " in right:
-            message = f"{file}, line {number}: expected two tokens with one space between, found {line[:80]!r}."
+            message = f"{file}, line {number}: expected two tokens with one space between, found {shown(line)}."
             raise InputFileError(message)
         merges.append((left, right))
     return merges
@@ -72,7 +79,7 @@ def _added_tokens_beside(folder: Path, config: Mapping[str, Any], vocab: Mapping
 
     field = "added_tokens_decoder"
     for key, entry in _object(config.get(field, {}), config_file, field).items():
-        where = f"{field}.{key[:40]}"
+        where = f"{field}.{shown(key)[1:-1]}"
         if not (key.isascii() and key.isdigit() and len(key) <= 15):
             message = f"{config_file}, field {where}: the key must be a token id."
             raise InputFileError(message)
@@ -160,13 +167,14 @@ def _merges(value: object, file: Path) -> list[tuple[str, str]]:
     if not isinstance(value, list):
         message = f"{file}, field model.merges: expected a list, found {json_type(value)}."
         raise InputFileError(message)
+    _require_few(len(value), MOST_MERGES, file, "model.merges")
     merges = []
     for number, entry in enumerate(value):
         pair = entry.split(" ") if isinstance(entry, str) else entry
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(token, str) for token in pair):
             message = (
                 f"{file}, field model.merges[{number}]: expected two tokens, as 'a b' or ['a', 'b'], "
-                f"found {_short(entry)}."
+                f"found {shown(entry)}."
             )
             raise InputFileError(message)
         merges.append((pair[0], pair[1]))
@@ -179,6 +187,7 @@ def _added_tokens(value: object, file: Path) -> list[AddedToken]:
     if not isinstance(value, list):
         message = f"{file}, field added_tokens: expected a list, found {json_type(value)}."
         raise InputFileError(message)
+    _require_few(len(value), MOST_ADDED_TOKENS, file, "added_tokens")
     tokens = []
     for number, entry in enumerate(value):
         where = f"added_tokens[{number}]"
@@ -230,6 +239,7 @@ def _pre_tokenizer(value: object, file: Path) -> tuple[tuple[str, ...], bool]:
         if not isinstance(inner, list):
             message = f"{file}, field {field}.pretokenizers: expected a list, found {json_type(inner)}."
             raise InputFileError(message)
+        _require_few(len(inner), MOST_SPLITS, file, f"{field}.pretokenizers")
         steps = [_object(step, file, f"{field}.pretokenizers[{i}]") for i, step in enumerate(inner)]
     if not steps or steps[-1].get("type") != "ByteLevel":
         raise _other_kind(file, f"{field}.type", steps[-1].get("type") if steps else None, "ByteLevel as the last step")
@@ -277,10 +287,16 @@ def _vocabulary(value: object, file: Path, field: str) -> dict[str, int]:
     vocab = _object(value, file, field)
     for token, token_id in vocab.items():
         if type(token_id) is not int:
-            named = f"field {field}.{_short(token)}" if field else f"field {_short(token)}"
-            message = f"{file}, {named}: expected a token id, found {_short(token_id)}."
+            named = f"field {field}.{shown(token)}" if field else f"field {shown(token)}"
+            message = f"{file}, {named}: expected a token id, found {shown(token_id)}."
             raise InputFileError(message)
     return vocab
+
+
+def _require_few(count: int, most: int, file: Path, field: str) -> None:
+    if count > most:
+        message = f"{file}, field {field}: {count:,} entries; more than {most:,} are not read."
+        raise InputFileError(message)
 
 
 def _object(value: object, file: Path, field: str) -> dict[str, Any]:
@@ -305,12 +321,7 @@ def _optional_object(file: Path) -> dict[str, Any]:
 
 
 def _other_kind(file: Path, field: str, found: object, expected: str) -> InputFileError:
-    return InputFileError(f"{file}, field {field}: found {_short(found)}, but byte_bpe needs {expected}. {_ELSEWHERE}")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return InputFileError(f"{file}, field {field}: found {shown(found)}, but byte_bpe needs {expected}. {_ELSEWHERE}")
 
 
 # Writing

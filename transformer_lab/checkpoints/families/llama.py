@@ -4,6 +4,7 @@ Its linear maps are stored [out, in]; queries, keys and values become the column
 positions turn the first half of a head against the second, as transformers does; no rows are permuted.
 """
 
+import math
 import re
 from typing import Any
 
@@ -19,6 +20,8 @@ PREFIX = "model."
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
 BUFFERS = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # computed from the config, saved by old versions
+
+LARGEST_TABLE = 2**24  # numbers; 131,072 positions of 128
 
 _OUTSIDE = {"embed.token": EMBEDDING, "final_norm.weight": "norm.weight"}
 _INSIDE = {
@@ -49,7 +52,7 @@ def config_from(fields: Fields) -> ModelConfig:
     if head_size % 2:
         fields.refuse("head_dim", f"is {head_size}; rotary positions turn pairs, so it must be even")
     vocab_size = fields.whole("vocab_size", 32000, LIMITS["vocab_size"])
-    return ModelConfig(
+    config = ModelConfig(
         vocab_size=vocab_size,
         context_length=context_length,
         hidden_size=hidden,
@@ -72,6 +75,12 @@ def config_from(fields: Fields) -> ModelConfig:
         end_of_text_id=next(iter(end_ids(fields)), None),
         begin_of_text_id=next(iter(fields.token_ids("bos_token_id", 1, vocab_size)), None),
     )
+    # The table of angles is the one thing that takes memory by this file's word alone, without bytes of weights.
+    angles, parameters = context_length * head_size, sum(map(math.prod, shapes(config).values()))
+    if angles > max(LARGEST_TABLE, parameters):
+        reason = f"is {context_length}; the table of its rotary angles would be larger than all weights, so lower it"
+        fields.refuse("max_position_embeddings", reason)
+    return config
 
 
 def end_ids(fields: Fields) -> tuple[int, ...]:
