@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.config import (
     PRIMARY,
     Settings,
@@ -22,7 +23,6 @@ from transformer_lab.config import (
     unknown_choice,
     unknown_key,
 )
-from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.errors import ConfigurationError, UnavailableError
 from transformer_lab.paths import data_folder
 

@@ -28,8 +28,9 @@ from transformer_lab.model.decoder import forward, tap_names
 from transformer_lab.model.init import initialise
 from transformer_lab.model.parameters import flatten, nest, shapes
 from transformer_lab.model.positions import rotary_table
+from transformer_lab.paths import data_folder
 from transformer_lab.sources import Progress, config_folder, model_folder
-from transformer_lab.tokenizers import TOKENIZER_FILES, Tokenizer, load_tokenizer_folder
+from transformer_lab.tokenizers import TOKENIZER_FILES, Tokenizer, load_tokenizer, load_tokenizer_folder
 from transformer_lab.tokenizers.loading import TOKENIZER_KINDS, embedded_tokenizer_names
 
 Prompt = str | Sequence[int]
@@ -58,7 +59,8 @@ def load_model(
     source: a name under conf/model, a folder in Hugging Face layout (config.json + *.safetensors), or a hub id. What
         starts with "/", "." or "~", or names an existing folder, is always a folder.
     backend: a name under conf/backend, or a Backend that is already built (then precision, ops and device are its own).
-    precision: "float32" or "float64". ops: "fused", "manual", or a mapping operation -> version.
+    precision: "float32", "float64", or "exact" (docs/exact_mode.md).
+    ops: "fused", "manual", or a mapping operation -> version.
     tokenizer: None or "byte_bpe" (by hand), or "huggingface" (the `tokenizers` library).
     cache: a policy of transformer_lab.cache; None is Contiguous(). device: as the backend calls it; None is the CPU.
     ffn: fields of the dense network to change ({"activation": "relu"}), or another component.
@@ -84,7 +86,7 @@ def load_model(
 
     def before_reading() -> None:
         """Whatever can be refused without the numbers is refused before they are read."""
-        found.append(_tokenizer(source, folder, config, weights, tokenizer or "byte_bpe"))
+        found.append(_tokenizer(folder, config, tokenizer or "byte_bpe"))
         if backend.device == "cpu":
             require_bytes(_count(config) * _BYTES.get(backend.precision, 4), f"{source}, {_count(config):,} parameters")
 
@@ -104,13 +106,12 @@ def load_model(
     return model
 
 
-def _tokenizer(source: Any, folder: Path, config: ModelConfig, weights: str, kind: str) -> Tokenizer | None:
-    """That of the folder, or with random weights the embedded one of this name; it must fit the vocabulary."""
+def _tokenizer(folder: Path, config: ModelConfig, kind: str) -> Tokenizer | None:
+    """That of the folder, or for a published configuration the embedded one; it must fit the vocabulary."""
     found = load_tokenizer_folder(folder, kind)
-    if found is None and weights == "random" and str(source) in embedded_tokenizer_names():
-        from transformer_lab.tokenizers import load_tokenizer
-
-        found = load_tokenizer(str(source), kind)
+    published = folder.parent == data_folder("resources") / "config"  # a configuration alone, without a tokenizer
+    if found is None and published and folder.name in embedded_tokenizer_names():
+        found = load_tokenizer(folder.name, kind)
     if found is not None and found.vocab_size > config.vocab_size:
         message = (
             f"The tokenizer in {folder} has {found.vocab_size} tokens and the model's vocab_size is "
@@ -367,7 +368,7 @@ class LanguageModel:
             ids = [self.config.begin_of_text_id]
         if len(ids) + max_new_tokens > context:
             room = context - len(ids)
-            cure = f"Ask for at most {room} new tokens, or shorten it." if room > 0 else "Shorten it."
+            cure = f"Ask for at most {room} new tokens, or shorten the prompt." if room > 0 else "Shorten the prompt."
             message = (
                 f"The prompt has {len(ids)} tokens and {max_new_tokens} new ones are asked for, but the context of "
                 f"this model holds {context}. {cure}"

@@ -1,9 +1,10 @@
 """Damages model files at random and reads them: whatever comes, it is a LabError that names the file, or a clean load.
 
-    python tests/fuzz/fuzz_checkpoints.py --seconds 60 [--seed N] [--only config]
+    python tests/fuzz/fuzz_files.py --seconds 60 [--seed N] [--only config]
 
 Each kind of file has one function: given a random generator and an empty folder it writes a damaged model into it and
-says what to call with it. To fuzz another kind, write such a function and add it to KINDS. Reports the number of cases
+says what to call with it. To fuzz another kind, write such a function and add it to KINDS. What loads must work: the
+weights have the promised shapes, a tokenizer encodes and decodes, a whole model generates. Reports the number of cases
 and of clean loads per kind and the growth of memory; exits with 1 and the way to repeat the case if one fails.
 """
 
@@ -18,11 +19,13 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 
+import transformer_lab as lab
 from transformer_lab.checkpoints import (
     end_of_text_ids,
     inspect_folder,
@@ -33,10 +36,12 @@ from transformer_lab.checkpoints import (
 )
 from transformer_lab.checkpoints.number_formats import BITS
 from transformer_lab.checkpoints.safetensors_file import read_header
-from transformer_lab.errors import LabError
+from transformer_lab.errors import InputFileError, LabError
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, shapes
+from transformer_lab.tokenizers import ByteBPE, load_tokenizer_folder
+from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT
 
 MOST_GROWTH = 500e6  # bytes above the interpreter with everything imported
 INDEX = "model.safetensors.index.json"
@@ -45,6 +50,10 @@ GPT2 = ModelConfig(20, 8, 8, 2, 2, Dense(8))
 LLAMA = ModelConfig(
     20, 8, 8, 1, 2, Dense(8, "silu", gated=True, bias=False), position="rotary", norm="rms_norm", attention_bias=False
 )
+
+# Large enough a vocabulary for a tokenizer.
+TALKING_GPT2 = replace(GPT2, vocab_size=280, num_layers=1)
+TALKING_LLAMA = replace(LLAMA, vocab_size=280)
 
 # Values that programs trip over, in any place of a JSON file.
 ODD = [
@@ -159,6 +168,25 @@ def template(config, **options):
     return TEMPLATES[key]
 
 
+TEXT = "Once upon a time, it's   12:30!\n\n  École <|endoftext|><pad> ☃ e\u0301 \x00 𝒳y" + " \t" * 20
+SPLITS = [
+    GPT2_SPLIT,
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"\s+\s+\s+x|\p{L}{2,}+|[\p{Lu}\p{M}]*",
+]
+ADDED = {"id": 0, "content": "<pad>", "special": True, "lstrip": False, "rstrip": True, "normalized": False}
+
+
+def tokenizer_template():
+    """The four files of a small tokenizer, made once."""
+    if "tokenizer" not in TEMPLATES:
+        with tempfile.TemporaryDirectory() as folder:
+            lab.train_tokenizer([TEXT.replace("\x00", "") * 3], 270, ("<|endoftext|>", "<pad>")).save(folder)
+            TEMPLATES["tokenizer"] = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return dict(TEMPLATES["tokenizer"])
+
+
 def put(folder, files):
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -237,7 +265,152 @@ def index_kind(rng, folder):
     return lambda: read_all(folder)
 
 
-KINDS = {"safetensors": safetensors_kind, "config": config_kind, "index": index_kind}
+def damaged_expression(rng):
+    letters = list(rng.choice(SPLITS))
+    for _ in range(rng.choice([0, 1, 1, 3])):
+        at = rng.randrange(len(letters))
+        letters[at : at + rng.choice([0, 1])] = rng.choice(
+            ["(?:", ")", "(", "+", "*", "{2,9999}", "|", "[", "\\p{L}", "x"]
+        )
+    nested = rng.choice([0] * 20 + [50, 3000])
+    return "(?:" * nested + "".join(letters) + ")" * nested
+
+
+def damaged_tokenizer_json(rng, data):
+    """tokenizer.json with damage in the rules, in the vocabulary, in the merges, or in the text."""
+    value = json.loads(data)
+    vocab, merges = value["model"]["vocab"], value["model"]["merges"]
+    chance = rng.random()
+    if chance < 0.4:  # in the rules: everything but the two long parts
+        value["model"] |= {"vocab": {}, "merges": []}
+        value = damage(rng, value)
+        if isinstance(value, dict) and isinstance(value.get("model"), dict):
+            value["model"] |= {"vocab": vocab, "merges": merges}
+    elif chance < 0.6:
+        split = {"type": "Split", "pattern": {"Regex": damaged_expression(rng)}, "behavior": "Isolated"}
+        last = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": rng.random() < 0.1}
+        steps = [split] * rng.choice([0, 1, 1, 1, 2, 60]) + [last]
+        value["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    elif chance < 0.7:
+        value["added_tokens"] += [
+            ADDED
+            | {
+                "id": len(vocab) + number,
+                "content": rng.choice([" ", "é", "a\x1b[2J", "Once", "\ud800", f"<{number}>"]),
+            }
+            for number in range(rng.choice([1, 2, 3, 1000]))
+        ]
+        value["normalizer"] = rng.choice([None, {"type": "NFC"}, {"type": "NFD"}])
+    else:
+        value["model"] = {**value["model"], "merges": damage(rng, merges)}
+        if rng.random() < 0.5:
+            value["model"]["vocab"] = damage(rng, vocab)
+    return dumped(rng, value)
+
+
+def damaged_merges(rng, data):
+    lines = data.split(b"\n")
+    chance = rng.random()
+    if chance < 0.3:
+        return damage_bytes(rng, data)
+    if chance < 0.5:
+        rng.shuffle(lines)
+    elif chance < 0.7:
+        lines[rng.randrange(len(lines))] = rng.choice(
+            [b"a", b"a  b", b"\x1b[2J a", b"\xff a", b"a \xc4\xa0" * 9, b"\r", b"x" * 10**6]
+        )
+    elif chance < 0.72:
+        lines = [rng.choice([b"", b"a b", b"a", b"\xf0\x9d\x92\xb3 a"])] * 10**6 * rng.choice([1, 5])
+    else:
+        del lines[rng.randrange(len(lines))]
+    return b"\n".join(lines)
+
+
+def try_tokenizer(tokenizer):
+    """What was accepted must encode and decode, and lose nothing if it promises so."""
+    for allow_special in (False, True):
+        ids = tokenizer.encode(TEXT, allow_special)
+        assert all(0 <= token_id < tokenizer.vocab_size for token_id in ids)
+        text = tokenizer.decode(ids)
+        if isinstance(tokenizer, ByteBPE):
+            rules = tokenizer.definition
+            strips = any(token.lstrip or token.rstrip or token.normalized for token in rules.added_tokens)
+            if not (rules.normalize_nfc or rules.add_prefix_space or strips):
+                assert text == TEXT, f"{text!r} came back"
+    assert tokenizer.special_tokens.keys() is not None and tokenizer.end_of_text_id is not False
+
+
+def tokenizer_json_kind(rng, folder):
+    """Damage in tokenizer.json, read by the tokenizer by hand, and now and then by the library."""
+    files = tokenizer_template()
+    files["tokenizer.json"] = damaged_tokenizer_json(rng, files["tokenizer.json"])
+    if rng.random() < 0.9:
+        files = {"tokenizer.json": files["tokenizer.json"]}
+    put(folder, files)
+    kind = "huggingface" if rng.random() < 0.2 else "byte_bpe"
+    return lambda: try_tokenizer(load_tokenizer_folder(folder, kind))
+
+
+def merges_kind(rng, folder):
+    """Damage in vocab.json, merges.txt and the small files beside them."""
+    files = tokenizer_template()
+    del files["tokenizer.json"]
+    chance = rng.random()
+    if chance < 0.4:
+        files["merges.txt"] = damaged_merges(rng, files["merges.txt"])
+    elif chance < 0.7:
+        files["vocab.json"] = dumped(rng, damage(rng, json.loads(files["vocab.json"])))
+    else:
+        files["tokenizer_config.json"] = dumped(rng, damage(rng, json.loads(files["tokenizer_config.json"])))
+        files["added_tokens.json"] = dumped(rng, damage(rng, {"<new>": 270, "b": 1}))
+        files["special_tokens_map.json"] = dumped(rng, damage(rng, {"pad_token": "<pad>", "eos_token": ADDED}))
+    put(folder, files)
+    kind = "huggingface" if rng.random() < 0.1 else "byte_bpe"
+    return lambda: try_tokenizer(load_tokenizer_folder(folder, kind))
+
+
+def folder_kind(rng, folder):
+    """A whole model with its tokenizer and damage in one file, by the way that a user takes: lab.load_model."""
+    config = rng.choice([TALKING_GPT2, TALKING_LLAMA])
+    files = template(config, dtype=rng.choice(["float32", "float16", "bfloat16"])) | tokenizer_template()
+    name = rng.choice([*files, "config.json", "model.safetensors"])
+    data = files[name]
+    if name == "tokenizer.json":
+        files[name] = damaged_tokenizer_json(rng, data)
+    elif name == "merges.txt":
+        files[name] = damaged_merges(rng, data)
+    elif name.endswith(".json"):
+        files[name] = dumped(rng, damage(rng, json.loads(data)))
+    else:  # numbers of any size, infinities and NaN among them
+        files[name] = data[:-400] + rng.randbytes(400) if rng.random() < 0.5 else damage_bytes(rng, data)
+    if rng.random() < 0.05:
+        del files[rng.choice(list(files))]
+    put(folder, files)
+
+    def load():
+        model = lab.load_model(folder)
+        with np.errstate(all="ignore"):
+            if model.tokenizer is not None:
+                try_tokenizer(model.tokenizer)
+            assert model.logits([0]).shape == (1, 1, model.config.vocab_size)
+            if model.config.context_length > 2:
+                for temperature in (0.0, 1.0):
+                    try:
+                        assert len(model.generate([0], 2, temperature=temperature).logprobs) <= 2
+                    except InputFileError as error:
+                        assert "not finite" in str(error)
+
+    return load
+
+
+KINDS = {
+    "safetensors": safetensors_kind,
+    "config": config_kind,
+    "index": index_kind,
+    "tokenizer.json": tokenizer_json_kind,
+    "merges.txt": merges_kind,
+    "folder": folder_kind,
+}
 
 
 def peak_bytes():
@@ -255,7 +428,8 @@ def check(kind, seed, folder, plant=False):
         message = str(error)
         assert plant is False, "planted fault"
         assert str(folder) in message, f"the message does not name the file: {message}"
-        assert message.isprintable(), f"control characters in {message!r}"
+        written = str(error.args[0]).replace(str(folder), "")  # before LabError makes what is left of it harmless
+        assert written.isprintable(), f"control characters in {written!r}"
         assert len(message) < 3000, f"a message of {len(message)} characters"
         return "refused"
     return "loaded"
@@ -270,7 +444,7 @@ def main():
     options = parser.parse_args()
     kinds = [options.only] if options.only else sorted(KINDS)
     seed = time.time_ns() % 10**9 if options.seed is None else options.seed
-    outcomes, failures, start = Counter(), 0, time.monotonic()
+    outcomes, failures, first, start = Counter(), 0, seed, time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         before = peak_bytes()
         while time.monotonic() - start < options.seconds and not failures:
@@ -287,11 +461,11 @@ def main():
             seed += 1
         growth = peak_bytes() - before
     for (kind, outcome), count in sorted(outcomes.items()):
-        print(f"{kind:12} {outcome:8} {count:8}")
+        print(f"{kind:14} {outcome:8} {count:8}")
     if growth > MOST_GROWTH:
         failures += 1
         print(f"FAILED: memory grew by {growth / 1e6:.0f} MB; {MOST_GROWTH / 1e6:.0f} MB are allowed")
-    print(f"{outcomes.total()} cases, {failures} failures, memory grew by {growth / 1e6:.0f} MB")
+    print(f"{outcomes.total()} cases from seed {first} on, {failures} failures, memory grew by {growth / 1e6:.0f} MB")
     return 1 if failures else 0
 
 

@@ -199,7 +199,7 @@ def test_folders_that_are_not_there(tmp_path, monkeypatch):
         lab.load_model("/" + "a" * 5000)
     with refused(r"^The model folder ~nobody-of-that-name/x cannot be read", lab.InputFileError):
         lab.load_model("~nobody-of-that-name/x")
-    with refused(r"^The model folder ./a\0b does not exist", lab.InputFileError):
+    with refused(r"^The model folder ./a\\x00b does not exist", lab.InputFileError):
         lab.load_model("./a\0b")
 
 

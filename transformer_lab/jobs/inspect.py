@@ -39,7 +39,7 @@ def _print_tables(found: Inspection) -> None:
     console = Console(file=sys.stdout)
     facts = Table(title=Text(_printable(found.path)), show_header=False, box=SIMPLE_HEAD)
     for name, value in (
-        ("model type", found.model_type or "not said"),
+        ("model type", _printable(found.model_type or "not said")),
         ("loads here", "yes" if found.loads else "no"),
         ("parameters", f"{found.total_parameters:,}"),
         ("bytes", f"{found.total_bytes:,}"),

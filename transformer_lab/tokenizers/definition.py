@@ -78,8 +78,8 @@ def _check_ids(vocab: Mapping[str, int], added_tokens: Sequence[AddedToken]) -> 
     if largest != len(token_of_id) - 1:
         missing = next(i for i in range(len(token_of_id)) if i not in token_of_id)
         message = (
-            f"vocab: the ids have gaps: {len(token_of_id)} tokens, but the largest id is {shown(largest)} and id {missing} "
-            "belongs to no token."
+            f"vocab: the ids have gaps: {len(token_of_id)} tokens, but the largest id is {shown(largest)} "
+            f"and id {missing} belongs to no token."
         )
         raise ConfigurationError(message)
 

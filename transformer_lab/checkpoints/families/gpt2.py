@@ -87,7 +87,7 @@ def fields_from(config: ModelConfig) -> dict[str, Any]:
         (config.norm == "layer_norm", "layer_norm"),
         (config.attention_bias, "biases in the attention"),
         (config.num_kv_heads == config.num_heads, "as many key/value heads as heads"),
-        (config.num_heads * config.head_size == config.hidden_size, "heads that add up to hidden_size"),  # type: ignore[operator]
+        (config.num_heads * config.head_size == config.hidden_size, "heads that add up to hidden_size"),
         (isinstance(ffn, Dense) and ffn.bias and not ffn.gated, "a dense ffn with biases and without a gate"),
     ):
         if not fits:

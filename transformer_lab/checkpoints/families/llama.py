@@ -58,7 +58,7 @@ def config_from(fields: Fields) -> ModelConfig:
         hidden_size=hidden,
         num_layers=fields.whole("num_hidden_layers", 32, LIMITS["num_layers"]),
         num_heads=heads,
-        num_kv_heads=kv_heads,
+        num_kv_heads=kv_heads or heads,
         head_size=head_size,
         ffn=Dense(
             size=fields.whole("intermediate_size", 11008, 100 * LIMITS["hidden_size"]),
@@ -143,8 +143,8 @@ def fields_from(config: ModelConfig) -> dict[str, Any]:
 
 
 def stored(config: ModelConfig) -> dict[str, Stored]:
-    queries = config.num_heads * config.head_size  # type: ignore[operator]
-    keys = config.num_kv_heads * config.head_size  # type: ignore[operator]
+    queries = config.num_heads * config.head_size
+    keys = config.num_kv_heads * config.head_size
     rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
     result = {}
     parts: tuple[tuple[str, tuple[int, ...]], ...]

@@ -1,0 +1,64 @@
+"""What exact mode costs against float32: one forward pass of GPT-2 124M with random weights, on each backend.
+
+    python benchmarks/exact_mode.py [--tokens 200] [--rounds 5]
+
+One process; float32 (fused) and exact take turns on the same ids. Writes benchmarks/results/exact_mode.json.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import transformer_lab as lab
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    rows = {}
+    for backend in ("numpy", "torch", "jax"):
+        models = {p: lab.load_model("gpt2", backend, p, weights="random") for p in ("float32", "exact")}
+        ids = np.random.default_rng(0).integers(0, models["exact"].config.vocab_size, options.tokens)
+        first = time.perf_counter()
+        digest = hashlib.sha256(models["exact"].logits(ids).tobytes()).hexdigest()
+        first = time.perf_counter() - first
+        certificate = dict(vars(models["exact"].backend.certificate))
+        models["float32"].logits(ids)
+        seconds: dict[str, list[float]] = {"float32": [], "exact": []}
+        for _ in range(options.rounds):
+            for precision, model in models.items():
+                begin = time.perf_counter()
+                model.logits(ids)
+                seconds[precision].append(time.perf_counter() - begin)
+        ratios = [e / f for e, f in zip(seconds["exact"], seconds["float32"], strict=True)]
+        rows[backend] = {
+            "float32_s": round(statistics.median(seconds["float32"]), 3),
+            "exact_s": round(statistics.median(seconds["exact"]), 3),
+            "ratio": round(statistics.median(ratios), 2),
+            "first_exact_call_s": round(first, 1),
+            "logits_sha256": digest,
+            **certificate,
+        }
+        print(backend, rows[backend], flush=True)
+        del models
+    result = {
+        "command": f"python benchmarks/exact_mode.py --tokens {options.tokens} --rounds {options.rounds}",
+        "machine": f"{platform.machine()}, {platform.system()}, python {platform.python_version()}",
+        "packages": {name: version(name) for name in ("numpy", "torch", "jax")},
+        "rows": rows,
+    }
+    path = Path(__file__).parent / "results" / "exact_mode.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
