@@ -11,3 +11,8 @@ OPERATION = {"float32": 4e-6, "float64": 1e-14}
 GRADIENT = {"float32": 2e-5, "float64": 1e-13}
 # Central differences in float64 with a step of 1e-6: the step's square and the cancellation meet near 1e-8.
 FINITE_DIFFERENCE = 1e-7
+
+# Products that round their input and their result to bfloat16 (8 bits each), relative to sum |x| |w|.
+STORED_BFLOAT16 = 2.0**-7
+# Mean KL divergence in nats of a trained model's next-token distributions from those in float32.
+LOW_PRECISION_KL = {"bfloat16": 1e-3, "int8": 5e-3}

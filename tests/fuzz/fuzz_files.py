@@ -171,8 +171,7 @@ def template(config, **options):
 TEXT = "Once upon a time, it's   12:30!\n\n  École <|endoftext|><pad> ☃ e\u0301 \x00 𝒳y" + " \t" * 20
 SPLITS = [
     GPT2_SPLIT,
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'re|'ll)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"\s+\s+\s+x|\p{L}{2,}+|[\p{Lu}\p{M}]*",
 ]
 ADDED = {"id": 0, "content": "<pad>", "special": True, "lstrip": False, "rstrip": True, "normalized": False}
@@ -320,7 +319,8 @@ def damaged_merges(rng, data):
             [b"a", b"a  b", b"\x1b[2J a", b"\xff a", b"a \xc4\xa0" * 9, b"\r", b"x" * 10**6]
         )
     elif chance < 0.72:
-        lines = [rng.choice([b"", b"a b", b"a", b"\xf0\x9d\x92\xb3 a"])] * 10**6 * rng.choice([1, 5])
+        line = rng.choice([b"", b"a b", b"a", b"\xf0\x9d\x92\xb3 a", lines[1]])
+        return (line + b"\n") * rng.choice([549_999, 5_000_000])
     else:
         del lines[rng.randrange(len(lines))]
     return b"\n".join(lines)

@@ -109,9 +109,9 @@ def test_prompts_that_do_not_fit(model):
         r"^The prompt has 4 tokens and 21 new ones are .* holds 24\. Ask for at most 20 new tokens, or shorten"
     ):
         model.generate([1, 2, 3, 4], 21)
-    with refused(r"^The prompt has 30 tokens .* holds 24\. Shorten it\.$"):
+    with refused(r"^The prompt has 30 tokens .* holds 24\. Shorten the prompt\.$"):
         model.generate([1] * 30, 1)
-    with refused(r"^The prompt has 24 tokens .* Shorten it\.$"):
+    with refused(r"^The prompt has 24 tokens .* Shorten the prompt\.$"):
         model.generate([[1], [1] * 24], 1)
     assert len(model.generate([1, 2, 3, 4], 20).token_ids) == 20
     for several in ([[1], [2]], ["a", "b"], np.ones((2, 2), int)):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from transformer_lab.backends import exact, manual
+from transformer_lab.backends import exact, low_precision, manual
 from transformer_lab.errors import ConfigurationError
 
 OPERATIONS = (
@@ -40,17 +40,20 @@ class Implementation:
 
     run(ops, *arguments) computes it. unavailable(ops) says in words why it cannot run here, or None.
     pack(ops, kernel) and unpack(ops, packed), for `linear` only: the way from a NumPy kernel [in, out] to the form in
-    which this version wants it, and back. `run` must take a plain [in, out] array as well: training has no packed ones.
+    which this version wants it, and back to NumPy. `run` must take a plain [in, out] array as well: training has no packed ones.
     """
 
     run: Callable[..., Any]
     unavailable: Callable[[Any], str | None] = lambda ops: None
     pack: Callable[[Any, Any], Any] | None = None
-    unpack: Callable[[Any, Any], Any] | None = None
+    unpack: Callable[[Any, Any], np.ndarray] | None = None
 
 
 # In exact mode there is one version of each operation, from exact.py.
 EXACT_LINEAR = Implementation(exact.linear, pack=exact.pack_kernel, unpack=exact.unpack_kernel)
+# The plain product with kernels of 16 or 8 bits.
+LOW_PRECISIONS = ("bfloat16", "int8")
+LOW_LINEAR = Implementation(low_precision.linear, pack=low_precision.pack, unpack=low_precision.unpack)
 
 
 @dataclass
@@ -127,13 +130,14 @@ class Backend:
                 message = f"precision=exact runs its own version of {operation}; {operation}={wanted} cannot be used."
                 raise ConfigurationError(message)
             return "exact", EXACT_LINEAR if operation == "linear" else None
+        plain = LOW_LINEAR if operation == "linear" and self.precision in LOW_PRECISIONS else None
         if wanted == "manual":
-            return "manual", None
+            return "manual", plain
         if wanted == "fused":
             for name, implementation in listed.items():
                 if implementation.unavailable(self) is None:
                     return name, implementation
-            return "manual", None
+            return "manual", plain
         if wanted not in listed:
             message = (
                 f"{operation}={wanted} is not available on the {self.name} backend; "
@@ -165,7 +169,7 @@ class Backend:
     def recover(self, name: str, parameter: Any) -> np.ndarray:
         """The inverse of `place`: a NumPy array, kernels as [in, out]."""
         if name.endswith(".kernel") and self.linear_implementation and self.linear_implementation.unpack:
-            parameter = self.linear_implementation.unpack(self, parameter)
+            return self.linear_implementation.unpack(self, parameter)
         return self.to_numpy(parameter)
 
     # --- what each backend gives ------------------------------------------------------------------------------------

@@ -43,11 +43,13 @@ def split_pack(ops: Any, kernel: np.ndarray) -> Any:
     return tuple(ops.asarray(np.ascontiguousarray(half)) for half in (kernel[:, :middle], kernel[:, middle:]))
 
 
-def split_unpack(ops: Any, kernel: Any) -> Any:
+def split_unpack(ops: Any, kernel: Any) -> np.ndarray:
     return np.concatenate([np.asarray(half) for half in kernel], axis=1)
 
 
 def split_unavailable(ops: Any) -> str | None:
+    if ops.precision not in ("float32", "float64"):
+        return "split kernels are float32 or float64."
     return None if ops.device == "cpu" else "the kernel is split for the cores of a CPU."
 
 
@@ -55,6 +57,7 @@ class JaxBackend(Backend):
     """JAX. device: "cpu", "cuda", "tpu", or what jax.devices(...) takes, with an optional number ("cuda:1")."""
 
     name = "jax"
+    precisions = ("float32", "float64", "exact", "bfloat16", "int8")
     in_place = False
     steps_per_call = 16
     implementations: ClassVar[Mapping[str, Mapping[str, Implementation]]] = {
@@ -77,7 +80,7 @@ class JaxBackend(Backend):
         if jax.config.jax_compilation_cache_dir is None:  # nobody chose one: a second run starts fast all the same
             jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        self.wide = self.precision != "float32"
+        self.wide = self.precision in ("float64", "exact")
         self.float_dtype: Any = np.dtype("float64" if self.precision == "float64" else "float32")
         self.index_dtype: Any = np.dtype(np.int32)
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from transformer_lab.backends import manual
+from transformer_lab.backends import low_precision, manual
 from transformer_lab.backends.base import Backend, Implementation
 from transformer_lab.errors import UnavailableError
 
@@ -27,6 +27,10 @@ def pack_transposed(ops: Any, kernel: np.ndarray) -> Any:
     return ops.asarray(np.ascontiguousarray(kernel.T)).T
 
 
+def plain_unavailable(ops: Any) -> str | None:
+    return None if ops.precision in ("float32", "float64") else "functional.linear serves float32 and float64."
+
+
 def onednn_linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     """x times a kernel in oneDNN's own blocked layout; a plain kernel is answered by functional.linear."""
     if not kernel.is_mkldnn:
@@ -38,25 +42,71 @@ def onednn_pack(ops: Any, kernel: np.ndarray) -> Any:
     return torch.ops.mkldnn._reorder_linear_weight(ops.asarray(np.ascontiguousarray(kernel.T)))
 
 
-def onednn_unpack(ops: Any, kernel: Any) -> Any:
-    return kernel.to_dense().T
+def onednn_unpack(ops: Any, kernel: Any) -> np.ndarray:
+    return np.asarray(kernel.to_dense().float().numpy().T)
 
 
 def onednn_unavailable(ops: Any) -> str | None:
     """oneDNN's packed product is private to torch: it is used where it is there and right, and only then."""
     if ops.precision != "float32" or ops.device != "cpu":
         return "oneDNN's packed product serves float32 on the CPU."
+    return _probe(ops, onednn_linear, onednn_pack, onednn_unpack)
+
+
+def onednn_bfloat16_linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
+    """x, rounded to bfloat16, times a packed bfloat16 kernel; summed in float32, rounded to bfloat16, widened."""
+    y = torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), kernel, None, "none", [], "").float()
+    return y if bias is None else y.add_(bias)
+
+
+def onednn_bfloat16_pack(ops: Any, kernel: np.ndarray) -> Any:
+    return torch.ops.mkldnn._reorder_linear_weight(low_precision.pack(ops, kernel))
+
+
+def onednn_bfloat16_unavailable(ops: Any) -> str | None:
+    if ops.precision != "bfloat16" or ops.device != "cpu":
+        return "oneDNN's packed bfloat16 product serves bfloat16 on the CPU."
+    return _probe(ops, onednn_bfloat16_linear, onednn_bfloat16_pack, onednn_unpack)
+
+
+def int8_linear(ops: Any, x: Any, kernel: low_precision.Int8Kernel, bias: Any = None) -> Any:
+    """x, rounded to bfloat16, times int8 values and their scales; the result comes in bfloat16."""
+    rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+    y = torch._weight_int8pack_mm(rows, kernel.values, kernel.scales).float().reshape(*x.shape[:-1], -1)
+    return y if bias is None else y.add_(bias)
+
+
+def int8_pack(ops: Any, kernel: np.ndarray) -> low_precision.Int8Kernel:
+    values, scales = low_precision.pack(ops, kernel)
+    return low_precision.Int8Kernel(values, scales.to(torch.bfloat16))  # exactly: see low_precision.quantise
+
+
+def int8_unpack(ops: Any, kernel: low_precision.Int8Kernel) -> np.ndarray:
+    return np.asarray((kernel.values.float() * kernel.scales.float()[:, None]).numpy().T)
+
+
+def int8_unavailable(ops: Any) -> str | None:
+    if ops.precision != "int8" or ops.device != "cpu":
+        return "torch's int8 product serves int8 on the CPU."
+    return _probe(ops, int8_linear, int8_pack, int8_unpack)
+
+
+def _probe(ops: Any, run: Any, pack: Any, unpack: Any) -> str | None:
+    """Whether a private product of torch is there, and right: None, or why not."""
     try:
-        values = np.random.default_rng(0).standard_normal((3, 48, 32))
+        values = np.random.default_rng(0).standard_normal((3, 48, 32)).astype(np.float32)
         x, kernel, bias = values[0, :4], values[1, :32, :16], values[2, 0, :16]
-        packed = onednn_pack(ops, kernel)
+        packed = pack(ops, kernel)
+        stored = unpack(ops, packed).astype(np.float64)
+        # Products in bfloat16 keep 8 bits: of x, and of the result.
+        tolerance = 1e-4 if ops.precision == "float32" else 0.1
+        np.testing.assert_allclose(stored, kernel, rtol=0, atol=0.02 if ops.precision != "float32" else 0)
         with torch.no_grad():
-            found = [onednn_linear(ops, ops.asarray(rows), packed, ops.asarray(bias)) for rows in (x, x[:1])]
-        for rows, y in zip((x, x[:1]), found, strict=True):
-            np.testing.assert_allclose(y.numpy(), rows @ kernel + bias, rtol=0, atol=1e-4)
-        np.testing.assert_array_equal(ops.to_numpy(onednn_unpack(ops, packed)), kernel.astype(np.float32))
+            for rows in (x, x[:1]):
+                y = run(ops, ops.asarray(rows), packed, ops.asarray(bias)).numpy()
+                np.testing.assert_allclose(y, rows @ stored + bias, rtol=0, atol=tolerance)
     except (AttributeError, RuntimeError, TypeError, AssertionError) as error:
-        return f"this torch does not offer oneDNN's packed product ({str(error).strip().splitlines()[0]})."
+        return f"this torch does not offer it ({str(error).strip().splitlines()[0]})."
     return None
 
 
@@ -88,10 +138,15 @@ class TorchBackend(Backend):
     """PyTorch. device: "cpu", "cuda", "cuda:1", "mps", ..."""
 
     name = "torch"
+    precisions = ("float32", "float64", "exact", "bfloat16", "int8")
     implementations: ClassVar[Mapping[str, Mapping[str, Implementation]]] = {
         "linear": {
             "onednn": Implementation(onednn_linear, onednn_unavailable, onednn_pack, onednn_unpack),
-            "torch": Implementation(linear, pack=pack_transposed),
+            "onednn_bfloat16": Implementation(
+                onednn_bfloat16_linear, onednn_bfloat16_unavailable, onednn_bfloat16_pack, onednn_unpack
+            ),
+            "int8": Implementation(int8_linear, int8_unavailable, int8_pack, int8_unpack),
+            "torch": Implementation(linear, plain_unavailable, pack_transposed),
         },
         "layer_norm": {"torch": Implementation(layer_norm)},
         "rms_norm": {"torch": Implementation(rms_norm)},

@@ -65,7 +65,8 @@ def read_header(path: Path) -> SafetensorsFile:
     if not data.startswith(b"{"):
         _refuse(path, "its header is not a JSON object")
     header = parse_object(data, f"The header of {path}", strict=True)
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(path, "its __metadata__ is not an object of strings")
     file = SafetensorsFile(path, _identity(status), metadata, {})

@@ -22,7 +22,13 @@ from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefiniti
 from transformer_lab.tokenizers.pre_tokenization import replace_lone_surrogates
 from transformer_lab.tokenizers.stream_decoder import RedecodingStreamDecoder, StreamDecoder
 from transformer_lab.tokenizers.tokenizer_files import read_json_object, write_files
-from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json_object, save_definition, to_tokenizer_json
+from transformer_lab.tokenizers.tokenizer_json import (
+    MOST_MERGES,
+    read_tokenizer_json_object,
+    require_few,
+    save_definition,
+    to_tokenizer_json,
+)
 
 
 class HuggingFaceTokenizer:
@@ -39,7 +45,13 @@ class HuggingFaceTokenizer:
     @classmethod
     def from_tokenizer_json(cls, file: Path) -> "HuggingFaceTokenizer":
         """From a tokenizer.json of any kind; InputFileError if the library cannot read it."""
-        return cls(_parse(json.dumps(read_json_object(file)), str(file)))
+        data = read_json_object(file)
+        model = data.get("model")
+        if isinstance(model, dict) and isinstance(model.get("merges"), list):
+            require_few(len(model["merges"]), MOST_MERGES, file, "model.merges")
+        text = json.dumps(data)
+        del data, model  # the library takes its time and memory
+        return cls(_parse(text, str(file)))
 
     @classmethod
     def from_definition(cls, definition: TokenizerDefinition) -> "HuggingFaceTokenizer":
@@ -156,6 +168,7 @@ def _refused(error: BaseException, what: str) -> BaseException:
     """What to raise for an error of the library: plain Exception, or a panic, which derives from BaseException."""
     if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
         return error
-    reason = " ".join(str(error).split())
+    words = " ".join(str(error).split())
+    reason = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
     reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
     return InputFileError(f"{what} by the tokenizers library: {reason}.")
