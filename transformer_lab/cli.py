@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from transformer_lab.config import Settings, groups, names
-from transformer_lab.errors import ConfigurationError, LabError
+from transformer_lab.errors import ConfigurationError, LabError, printable
 from transformer_lab.memory import is_out_of_memory
 
 HELP = """\
@@ -140,7 +140,8 @@ def report(error: BaseException, debug: bool = False) -> int:
         where = f": {str(error.filename)!r}" if error.filename else ""
         message, code = f"Error: {error.strerror or error}{where}.", 4
     else:
-        message = f"This is a bug in transformer_lab, not a mistake of yours: {type(error).__name__}: {error}"
+        said = f"{type(error).__name__}: {printable(str(error))}"
+        message = f"This is a bug in transformer_lab, not a mistake of yours: {said}"
         message += "" if debug else "\nRun it again with --debug for the traceback, and please report it."
         code = 1
     with suppress(OSError):  # nobody reads it, or the disk under it is full: the exit code must do

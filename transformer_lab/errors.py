@@ -5,17 +5,21 @@ it without a traceback. Anything that is not a LabError is a bug of ours and exi
 """
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, line ends too, written as Python writes it."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 class LabError(Exception):
     """Something that the user can put right. Raise one of the three kinds below."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message on one line. Names come from files: what a terminal would obey is written as Python writes it."""
-        text = super().__str__()
-        if text.isprintable():
-            return text
-        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+        """The message on one line, printable, since names come from files."""
+        return printable(super().__str__())
 
 
 class ConfigurationError(LabError, ValueError):

@@ -88,6 +88,7 @@ HOSTILE_HEADERS = {
     "bytes behind": ({"a": A}, 9, ["tensors end at"]),
     "truncated": ({"a": A}, 7, ["'a'", "truncated"]),
     "half a byte": ({"a": entry(dtype="F4", shape=[1], data_offsets=[0, 0])}, 0, ["'a'"]),
+    "metadata no object": ({"__metadata__": [], "a": A}, 8, ["__metadata__"]),
     "metadata not strings": ({"__metadata__": {"a": 1}, "a": A}, 8, ["__metadata__"]),
     "escape sequence": ({"\x1b[2J": entry(shape=[3])}, 8, ["'\\x1b[2J'"]),
 }

@@ -527,11 +527,33 @@ def test_other_kinds_of_tokenizer_json(path, value, words, folder):
 
 @pytest.mark.parametrize(
     "expression",
-    [r"(a|a)*b", r"(\w)", r"[a&&b]", r"\h", "^a", "a.b", "(", "[", r"(?<n>a)", r"(a+)+", r"[a-\p{L}", r"a{2}+"],
+    [
+        r"(a|a)*b",
+        r"(\w)",
+        r"[a&&b]",
+        r"\h",
+        "^a",
+        "a.b",
+        "(",
+        "[",
+        r"(?<n>a)",
+        r"(a+)+",
+        r"[a-\p{L}",
+        r"a{2}+",
+        "(?:" * 900 + "a" + ")" * 900,
+    ],
 )
 def test_splits_that_may_mean_something_else(expression, folder):
     with pytest.raises(InputFileError, match=r"pre_tokenizer.pattern.Regex.*huggingface"):
         with_splits(folder, expression)
+
+
+def test_a_split_that_never_ends(folder, monkeypatch):
+    """Such an expression means the same to both engines, so it is read; on this text it would run for years."""
+    tokenizer, _ = with_splits(folder, r"\s+\s+\s+\s+\s+\s+\d")
+    monkeypatch.setattr("transformer_lab.tokenizers.pre_tokenization._SECONDS", 0.2)
+    with pytest.raises(InputFileError, match="too long to cut this text"):
+        tokenizer.encode(" " * 5000)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformer_lab.checkpoints import Inspection, inspect_folder
 from transformer_lab.checkpoints.regular_file import is_there
 from transformer_lab.config import Settings
+from transformer_lab.errors import printable
 from transformer_lab.jobs.record import Result
 from transformer_lab.sources import model_folder
 
@@ -37,9 +38,9 @@ def _print_tables(found: Inspection) -> None:
     from rich.text import Text
 
     console = Console(file=sys.stdout)
-    facts = Table(title=Text(_printable(found.path)), show_header=False, box=SIMPLE_HEAD)
+    facts = Table(title=Text(printable(found.path)), show_header=False, box=SIMPLE_HEAD)
     for name, value in (
-        ("model type", _printable(found.model_type or "not said")),
+        ("model type", printable(found.model_type or "not said")),
         ("loads here", "yes" if found.loads else "no"),
         ("parameters", f"{found.total_parameters:,}"),
         ("bytes", f"{found.total_bytes:,}"),
@@ -48,7 +49,7 @@ def _print_tables(found: Inspection) -> None:
     ):
         facts.add_row(name, Text(value))
     for problem in found.problems:
-        facts.add_row("problem", Text(_printable(problem)))
+        facts.add_row("problem", Text(printable(problem)))
     console.print(facts)
     files = {tensor.file for tensor in found.tensors}
     tensors = Table(title=f"{len(found.tensors)} tensors", box=SIMPLE_HEAD)
@@ -57,12 +58,8 @@ def _print_tables(found: Inspection) -> None:
             tensors.add_column(title, justify="right" if title == "bytes" else "left", overflow="fold")
     for tensor in found.tensors:
         # Names come from the file: as Text, so that brackets are no markup, and escaped, so that nothing is obeyed.
-        cells = [_printable(tensor.name), str(list(tensor.shape)), tensor.dtype, f"{tensor.bytes:,}"]
+        cells = [printable(tensor.name), str(list(tensor.shape)), tensor.dtype, f"{tensor.bytes:,}"]
         if len(files) > 1:
-            cells.append(_printable(tensor.file))
+            cells.append(printable(tensor.file))
         tensors.add_row(*map(Text, cells))
     console.print(tensors)
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else repr(text)

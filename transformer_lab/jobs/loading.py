@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from transformer_lab.config import Settings
+from transformer_lab.errors import printable
 
 
 def load_chosen_model(settings: Settings) -> Any:
@@ -34,7 +35,7 @@ def load_chosen_model(settings: Settings) -> Any:
 def in_words(model: Any) -> str:
     """Which model runs where, for the head of a table."""
     where = f"{model.backend.name} on {model.backend.device}, {model.backend.precision}"
-    return f"{model.source}, {model.parameters_count:,} parameters; {where}"
+    return f"{printable(model.source)}, {model.parameters_count:,} parameters; {where}"
 
 
 def _feed_forward(settings: Settings) -> Any:

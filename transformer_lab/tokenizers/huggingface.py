@@ -15,7 +15,7 @@ from typing import Any
 
 import tokenizers
 
-from transformer_lab.errors import ConfigurationError, InputFileError
+from transformer_lab.errors import ConfigurationError, InputFileError, printable
 from transformer_lab.tokenizers.byte_alphabet import from_stand_ins
 from transformer_lab.tokenizers.byte_bpe import checked_token_ids
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
@@ -95,7 +95,7 @@ class HuggingFaceTokenizer:
             try:
                 return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
             except BaseException as error:
-                raise _refused(error, "With this tokenizer, the text cannot be read") from None
+                raise _refused(error, "With this tokenizer, the text") from None
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of the ids, special tokens kept, broken UTF-8 as U+FFFD."""
@@ -105,7 +105,7 @@ class HuggingFaceTokenizer:
         try:
             return str(self._tokenizer.decode(ids, skip_special_tokens=False))
         except BaseException as error:
-            raise _refused(error, "With this tokenizer, the ids cannot be read") from None
+            raise _refused(error, "With this tokenizer, the ids") from None
 
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
         """The bytes of the ids, special tokens kept; of a tokenizer that is not byte-level, the UTF-8 of the text."""
@@ -161,14 +161,14 @@ def _parse(text: str, name: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
     except BaseException as error:
-        raise _refused(error, f"{name} cannot be read") from None
+        raise _refused(error, name) from None
 
 
 def _refused(error: BaseException, what: str) -> BaseException:
     """What to raise for an error of the library: plain Exception, or a panic, which derives from BaseException."""
     if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
         return error
-    words = " ".join(str(error).split())
-    reason = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
+    reason = printable(" ".join(str(error).split()))
     reason = reason if len(reason) <= 300 else f"{reason[:300]}..."
-    return InputFileError(f"{what} by the tokenizers library: {reason}.")
+    message = f"{what} cannot be read by the tokenizers library: {reason}."
+    return InputFileError(message)

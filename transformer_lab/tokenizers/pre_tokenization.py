@@ -28,6 +28,7 @@ _SECTION = 4096
 
 # Of an expression from a file, in characters; published ones have some hundred.
 _LONGEST_EXPRESSION = 10_000
+_SECONDS = 10.0  # for cutting a text with such an expression, and as many more as it has 100,000 characters
 
 Split = Callable[[str], list[str]]
 
@@ -92,8 +93,8 @@ def split_function(expressions: tuple[str, ...]) -> Split:
 
 def _isolate(pattern: Any, text: str) -> list[str]:
     """The matches, and what lies between them, in order."""
-    # A text of a few hundred spaces can keep `\s+\s+\s+\s+x` busy for years, and expressions come from files.
-    seconds = 10 + len(text) / 100_000
+    # A text of a few hundred spaces can keep `\s+\s+\s+\s+\d` busy for years, and expressions come from files.
+    seconds = _SECONDS + len(text) / 100_000
     try:
         pieces: list[str] = pattern.findall(text, timeout=seconds)
         if sum(map(len, pieces)) == len(text) and all(pieces):

@@ -8,6 +8,7 @@ Knows nothing of how a tokenizer works, and not where its folder comes from (`lo
 """
 
 import json
+import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -319,7 +320,7 @@ def _flag(data: Mapping[str, Any], key: str, file: Path, default: bool, prefix: 
 
 
 def _optional_object(file: Path) -> dict[str, Any]:
-    return read_json_object(file) if file.exists() else {}
+    return read_json_object(file) if os.path.lexists(file) else {}
 
 
 def _other_kind(file: Path, field: str, found: object, expected: str) -> InputFileError:
