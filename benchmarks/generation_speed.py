@@ -1,0 +1,167 @@
+"""Generation speed of GPT-2 124M with random weights, greedy, against transformers on torch (eager, float32).
+
+    python benchmarks/generation_speed.py [--rounds 5] [--new-tokens 64] [participant ...]
+
+One process per participant, all loaded, asked in turn; a round asks each one every case. The figures are medians over
+the rounds, the ratios medians of the ratios within a round. Decoding: rows * (n - 1) / (time of n tokens - time of 1).
+Writes benchmarks/results/generation_speed.json and prints a table. Participants that are not installed are left out.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+# name -> (prompt tokens, rows, whether decoding is measured)
+CASES = {"p32": (32, 1, True), "p768": (768, 1, True), "p32 x 8": (32, 8, True), "p512 first": (512, 1, False)}
+PARTICIPANTS = ("transformers", "numpy", "torch", "jax", "torch bfloat16", "torch int8")
+
+
+def load_transformers():
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+
+    def generate(prompts, count):
+        with torch.inference_mode():
+            model.generate(torch.tensor(prompts), max_new_tokens=count, min_new_tokens=count, do_sample=False)
+
+    return generate
+
+
+def load_ours(name):
+    import transformer_lab as lab
+
+    backend, _, precision = name.partition(" ")
+    model = lab.load_model("gpt2", backend=backend, precision=precision or "float32", weights="random")
+    model.end_of_text_ids = ()
+    return lambda prompts, count: model.generate(prompts, max_new_tokens=count)
+
+
+def work(name, new_tokens):
+    """The child: loads, and answers the name of a case with its times until its input ends."""
+    draw = np.random.default_rng(0)
+    begin = time.perf_counter()
+    generate = load_transformers() if name == "transformers" else load_ours(name)
+    load = time.perf_counter() - begin
+    prompts = {case: draw.integers(0, 50257, (rows, length)).tolist() for case, (length, rows, _) in CASES.items()}
+    print(json.dumps({"load_s": load}), flush=True)
+    for line in sys.stdin:
+        case = line.strip()
+        times = []
+        for count in (1, new_tokens) if CASES[case][2] else (1,):
+            begin = time.perf_counter()
+            generate(prompts[case], count)
+            times.append(time.perf_counter() - begin)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"times": times, "peak_mb": peak}), flush=True)
+
+
+class Participant:
+    def __init__(self, name, new_tokens):
+        command = [sys.executable, __file__, "--work", name, "--new-tokens", str(new_tokens)]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        self.child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        line = self.child.stdout.readline()
+        if not line:
+            message = f"{name} could not be loaded"
+            raise RuntimeError(message)
+        self.load_s = json.loads(line)["load_s"]
+
+    def ask(self, case):
+        self.child.stdin.write(case + "\n")
+        self.child.stdin.flush()
+        return json.loads(self.child.stdout.readline())
+
+
+def figure(case, times, new_tokens):
+    """Tokens per second, or milliseconds to the first token."""
+    _, rows, decodes = CASES[case]
+    return rows * (new_tokens - 1) / (times[1] - times[0]) if decodes else times[0] * 1000
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--work")
+    parser.add_argument("participants", nargs="*", default=PARTICIPANTS)
+    options = parser.parse_args()
+    if options.work:
+        work(options.work, options.new_tokens)
+        return
+    people = {name: Participant(name, options.new_tokens) for name in options.participants}
+    found = {name: {case: [] for case in CASES} for name in people}
+    peak = {}
+    for number in range(options.rounds + 1):  # the first round compiles and warms up
+        for case in CASES:
+            for name, person in people.items():
+                answer = person.ask(case)
+                peak[name] = answer["peak_mb"]
+                if number:
+                    found[name][case].append(figure(case, answer["times"], options.new_tokens))
+        print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
+    base = found.get("transformers")
+    rows = {}
+    for name, cases in found.items():
+        rows[name] = {"load_s": round(people[name].load_s, 2), "peak_mb": round(peak[name])}
+        for case, values in cases.items():
+            row = {
+                "median": round(statistics.median(values), 1),
+                "min": round(min(values), 1),
+                "max": round(max(values), 1),
+            }
+            if base:
+                ratios = [b / v if "first" in case else v / b for v, b in zip(values, base[case], strict=True)]
+                row["ratio"] = round(statistics.median(ratios), 2)
+            rows[name][case] = row
+    result = {
+        "command": "python " + " ".join(["benchmarks/generation_speed.py", *sys.argv[1:]]),
+        "unit": "tokens/s of all rows; 'first': milliseconds to the first token; ratio: speed relative to transformers",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}, python {platform.python_version()}",
+        "packages": {name: version(name) for name in ("numpy", "torch", "jax", "transformers")},
+        "rows": rows,
+    }
+    path = Path(__file__).parent / "results" / "generation_speed.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{'':16}" + "".join(f"{case:>20}" for case in CASES) + f"{'load s':>10}{'peak MB':>10}")
+    for name, row in rows.items():
+        cells = "".join(
+            f"{row[case]['median']:>12.1f} ({row[case].get('ratio', 0):.2f})"[:20].rjust(20) for case in CASES
+        )
+        print(f"{name:16}{cells}{row['load_s']:>10.2f}{row['peak_mb']:>10}")
+
+
+def processor():
+    """The processor's name, family and model, where Linux tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "cpu family", "model")
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    return ", ".join(f"{key.strip()} {value.strip()}" for key, value in facts.items() if key.strip() in wanted)
+
+
+if __name__ == "__main__":
+    main()
