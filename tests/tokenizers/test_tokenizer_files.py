@@ -606,6 +606,28 @@ def test_huggingface_loads_other_kinds(tmp_path):
     assert load_tokenizer(tmp_path / "again", "huggingface").encode("low lower") == [1, 1, 2]
 
 
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_prefix_that_the_library_would_cut_through_a_character(as_text, tmp_path):
+    """Version 0.23 of the library ends the process at this file, beyond the reach of any `except`."""
+    merges = ["Ã ĉ"] if as_text else [["Ã", "ĉ"]]
+    model = {"type": "BPE", "vocab": {"Ã": 0, "ĉ": 1, "Ãĉ": 2}, "merges": merges, "continuing_subword_prefix": "x"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}), encoding="utf-8")
+    with pytest.raises(InputFileError, match=r"tokenizer.json, field model.merges\[0\]: 'ĉ' does not begin with 'x'"):
+        load_tokenizer(tmp_path, "huggingface")
+
+
+@pytest.mark.parametrize("place", ["vocab", "added_tokens"])
+def test_an_id_for_which_the_library_would_take_gigabytes(place, tmp_path):
+    data = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "added_tokens": []}
+    if place == "vocab":
+        data["model"]["vocab"]["b"] = 2**31
+    else:
+        data["added_tokens"].append({"content": "b", "id": 2**31})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(InputFileError, match="the id of 'b' is 2147483648; at most 10,000,000"):
+        load_tokenizer(tmp_path, "huggingface")
+
+
 def test_special_tokens_outside_ascii(folder):
     def edit(data):
         data["added_tokens"].append({"id": 400, "content": "<|é▁|>", "special": True, "normalized": False, **FLAGS})

@@ -40,7 +40,7 @@ class Implementation:
 
     run(ops, *arguments) computes it. unavailable(ops) says in words why it cannot run here, or None.
     pack(ops, kernel) and unpack(ops, packed), for `linear` only: the way from a NumPy kernel [in, out] to the form in
-    which this version wants it, and back to NumPy. `run` must take a plain [in, out] array as well: training has no packed ones.
+    which this version wants it, and back to NumPy. `run` must take a plain [in, out] array as well, for training.
     """
 
     run: Callable[..., Any]
