@@ -31,8 +31,7 @@ from transformer_lab.tokenizers.tokenizer_json import (
     to_tokenizer_json,
 )
 
-
-LARGEST_ID = 10_000_000
+LARGEST_ID = 10_000_000  # far above any vocabulary
 
 
 class HuggingFaceTokenizer:
