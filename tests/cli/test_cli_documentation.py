@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from transformer_lab.paths import data_folder
-
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "command_line.md").read_text(encoding="utf-8")
 COMMANDS = [
     line
@@ -23,7 +21,6 @@ def test_the_page_has_commands():
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-@pytest.mark.skipif(not (data_folder("resources") / "models" / "storybook").is_dir(), reason="no embedded model yet")
 def test_the_commands_run(run, monkeypatch, line):
     shell, _, comment = line.partition("  #")
     if "|" in shell:
