@@ -4,7 +4,8 @@
 
 One process per participant, all loaded, asked in turn; a round asks each one every case. The figures are medians over
 the rounds, the ratios medians of the ratios within a round. Decoding: rows * (n - 1) / (time of n tokens - time of 1).
-Writes benchmarks/results/generation_speed.json and prints a table. Participants that are not installed are left out.
+Writes benchmarks/results/generation_speed.json and prints a table. The peers are in generation_peers.py; those that are
+not installed are left out. "stream" reads each weight matrix once per token and does nothing else.
 """
 
 import argparse
@@ -20,26 +21,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from generation_peers import PEERS, installed
 
 # name -> (prompt tokens, rows, whether decoding is measured)
 CASES = {"p32": (32, 1, True), "p768": (768, 1, True), "p32 x 8": (32, 8, True), "p512 first": (512, 1, False)}
-PARTICIPANTS = ("transformers", "numpy", "torch", "jax", "torch bfloat16", "torch int8")
-
-
-def load_transformers():
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-
-    def generate(prompts, count):
-        with torch.inference_mode():
-            model.generate(torch.tensor(prompts), max_new_tokens=count, min_new_tokens=count, do_sample=False)
-
-    return generate
+OURS = ("numpy", "torch", "jax", "torch bfloat16", "torch int8")
 
 
 def load_ours(name):
@@ -55,7 +41,11 @@ def work(name, new_tokens):
     """The child: loads, and answers the name of a case with its times until its input ends."""
     draw = np.random.default_rng(0)
     begin = time.perf_counter()
-    generate = load_transformers() if name == "transformers" else load_ours(name)
+    if name in PEERS:
+        _, loader, argument = PEERS[name]
+        generate = loader(argument)
+    else:
+        generate = load_ours(name)
     load = time.perf_counter() - begin
     prompts = {case: draw.integers(0, 50257, (rows, length)).tolist() for case, (length, rows, _) in CASES.items()}
     print(json.dumps({"load_s": load}), flush=True)
@@ -105,7 +95,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--work")
-    parser.add_argument("participants", nargs="*", default=PARTICIPANTS)
+    parser.add_argument("participants", nargs="*", default=[*OURS, *filter(installed, PEERS)])
     options = parser.parse_args()
     if options.work:
         work(options.work, options.new_tokens)

@@ -1,7 +1,7 @@
 """The PyTorch backend: CPU, CUDA and MPS, eager. The only file that names torch."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -53,8 +53,32 @@ def onednn_unavailable(ops: Any) -> str | None:
     return _probe(ops, onednn_linear, onednn_pack, onednn_unpack)
 
 
+class TiedHead(NamedTuple):
+    """A head packed in fewer bits, and the embedding table [V, D] in float32 that it was made from."""
+
+    packed: Any
+    table: Any
+
+
+LARGEST = 8
+
+
+def largest_again(x: Any, logits: Any, table: Any) -> Any:
+    """x [..., D], logits [..., V] -> logits with the few largest of each row computed again in float32.
+
+    torch's bfloat16 and int8 products return bfloat16. Its steps are as wide as the distance between the first and the
+    second token in one of seventy places of a text, so they, not the weights, would decide many a greedy token.
+    """
+    rows, found = x.reshape(-1, x.shape[-1]), logits.reshape(-1, logits.shape[-1])
+    places = found.topk(min(LARGEST, found.shape[1])).indices  # [R, k]
+    again = torch.bmm(table[places], rows[:, :, None])[:, :, 0]
+    return found.scatter_(1, places, again).reshape(logits.shape)
+
+
 def onednn_bfloat16_linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     """x, rounded to bfloat16, times a packed bfloat16 kernel; summed in float32, rounded to bfloat16, widened."""
+    if isinstance(kernel, TiedHead):
+        return largest_again(x, onednn_bfloat16_linear(ops, x, kernel.packed), kernel.table)
     y = torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), kernel, None, "none", [], "").float()
     return y if bias is None else y.add_(bias)
 
@@ -71,6 +95,8 @@ def onednn_bfloat16_unavailable(ops: Any) -> str | None:
 
 def int8_linear(ops: Any, x: Any, kernel: low_precision.Int8Kernel, bias: Any = None) -> Any:
     """x, rounded to bfloat16, times int8 values and their scales; the result comes in bfloat16."""
+    if isinstance(kernel, TiedHead):
+        return largest_again(x, int8_linear(ops, x, kernel.packed), kernel.table)
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
     y = torch._weight_int8pack_mm(rows, kernel.values, kernel.scales).float().reshape(*x.shape[:-1], -1)
     return y if bias is None else y.add_(bias)
@@ -171,6 +197,10 @@ class TorchBackend(Backend):
             raise UnavailableError(message) from error
         self.float_dtype: Any = torch.float64 if self.precision == "float64" else torch.float32
         self.index_dtype: Any = torch.int64
+
+    def place_tied_head(self, table: Any) -> Any:
+        packed = super().place_tied_head(table)
+        return TiedHead(packed, table) if self.ops["linear"] in ("onednn_bfloat16", "int8") else packed
 
     def asarray(self, x: Any, dtype: Any = None) -> Any:
         tensor = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x, copy=None, order="C"))
