@@ -112,7 +112,8 @@ def load_llama_cpp(kind: str) -> Generate:
                     batch.n_tokens += 1
                 last.append(batch.n_tokens - 1)
             if llama.llama_decode(context, batch):
-                raise RuntimeError("llama_decode failed")
+                message = "llama_decode failed"
+                raise RuntimeError(message)
             position += len(pieces[0])
             for row, at in enumerate(last):
                 logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(context, at), shape=(VOCABULARY,))

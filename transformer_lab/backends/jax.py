@@ -40,7 +40,9 @@ def split_linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
 
 def split_pack(ops: Any, kernel: np.ndarray) -> Any:
     middle = -(-kernel.shape[1] // 2)
-    return tuple(ops.asarray(np.ascontiguousarray(half)) for half in (kernel[:, :middle], kernel[:, middle:]))
+    halves = (np.array(half, ops.float_dtype, order="C") for half in (kernel[:, :middle], kernel[:, middle:]))
+    with ops.scope():
+        return tuple(jax.device_put(half, ops.jax_device) for half in halves)  # JAX may keep the very arrays: no copy
 
 
 def split_unpack(ops: Any, kernel: Any) -> np.ndarray:
