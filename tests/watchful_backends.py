@@ -58,6 +58,7 @@ class StrictBackend(NumpyBackend):
     """array-api-strict: only what the standard has. It shows that the model and the plain operations use no more."""
 
     name = "strict"
+    can_train = False  # what is recorded are NumPy's arrays
     in_place = False
     xp = array_api_strict
 

@@ -33,6 +33,10 @@ def versions() -> list[tuple[str, str, str]]:
     return found
 
 
+def trainable(name: str) -> bool:
+    return backend(name).can_train
+
+
 CASE_LIST = [(operation, title) for operation in OPERATIONS for title in CASES[operation]]
 
 
@@ -152,7 +156,7 @@ def differences(operation: str, case: Case, inputs: dict[str, np.ndarray]) -> di
 GRADIENT_CASES = {operation: next(iter(CASES[operation].values())) for operation in OPERATIONS}
 
 
-@pytest.mark.parametrize(("name", "operation", "version"), [v for v in versions() if v[0] in ("torch", "jax")])
+@pytest.mark.parametrize(("name", "operation", "version"), [v for v in versions() if trainable(v[0])])
 def test_gradients(name, operation, version):
     case = GRADIENT_CASES[operation]
     inputs = draw_inputs(case)
@@ -162,7 +166,7 @@ def test_gradients(name, operation, version):
         assert distance(gradient, expected[argument]) <= GRADIENT["float32"], argument
 
 
-@pytest.mark.parametrize("name", ["torch", "jax"])
+@pytest.mark.parametrize("name", [name for name in (*INSTALLED, *WATCHFUL) if trainable(name)])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_gradients_in_float64_against_differences(name, operation):
     case = GRADIENT_CASES[operation]

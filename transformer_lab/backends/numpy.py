@@ -1,15 +1,17 @@
 """The NumPy backend: the native track's home, and on processors the one that runs at the speed of memory."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from transformer_lab.backends import manual
-from transformer_lab.backends.base import Backend, Implementation
+from transformer_lab.backends import gradients, manual, recording
+from transformer_lab.backends.base import OPERATIONS, Backend, Implementation
 from transformer_lab.backends.error_function import erfc
+from transformer_lab.backends.recording import Recorded
 from transformer_lab.errors import ConfigurationError, UnavailableError
 
 
@@ -126,11 +128,21 @@ def attention_block(
     return (softmax_in_place(scores) @ value).reshape(batch, heads, queries, size)
 
 
+def or_recorded(run: Callable[..., Any], differentiable: Callable[..., Any]) -> Callable[..., Any]:
+    """`run`, or the version with a gradient if one of the arguments is on a tape."""
+
+    def either(*arguments: Any, **named: Any) -> Any:
+        if Recorded in map(type, arguments) or (named and Recorded in map(type, named.values())):
+            return differentiable(*arguments, **named)
+        return run(*arguments, **named)
+
+    return either
+
+
 class NumpyBackend(Backend):
-    """NumPy on the CPU. It computes gradients nowhere yet, so it cannot train."""
+    """NumPy on the CPU. Gradients are ours: the operations run on recorded arrays (recording.py, gradients.py)."""
 
     name = "numpy"
-    can_train = False
     implementations: ClassVar = {
         "linear": {"gemv": Implementation(linear, pack=pack_kernel)},
         "layer_norm": {"in_place": Implementation(layer_norm)},
@@ -138,7 +150,17 @@ class NumpyBackend(Backend):
         "softmax": {"in_place": Implementation(softmax)},
         "attention": {"in_place": Implementation(attention)},
     }
-    xp = array_namespace
+    xp = recording.recordable(array_namespace)
+
+    def _bind(self, choice: str | Mapping[str, str]) -> dict[str, str]:
+        """Beside each operation lies its version with a gradient by hand; with ops=manual the plain one, recorded."""
+        chosen = super()._bind(choice)
+        wanted = dict.fromkeys(OPERATIONS, choice) if isinstance(choice, str) else choice
+        for operation in OPERATIONS if self.precision != "exact" else ():
+            source = manual if wanted.get(operation) == "manual" else gradients
+            differentiable = partial(getattr(source, operation), self)
+            setattr(self, operation, or_recorded(getattr(self, operation), differentiable))
+        return chosen
 
     def open_device(self, device: str) -> None:
         if device != "cpu":
@@ -161,6 +183,8 @@ class NumpyBackend(Backend):
         return x.astype(dtype, copy=False)
 
     def slice_update(self, target: Any, update: Any, start: Any, axis: int) -> Any:
+        if isinstance(target, Recorded) or isinstance(update, Recorded):
+            return gradients.slice_update(self, target, update, start, axis)
         length = update.shape[axis]
         before = (slice(None),) * (axis - 1)
         for row, first in enumerate(start.tolist()):
@@ -168,10 +192,14 @@ class NumpyBackend(Backend):
         return target
 
     def scatter_add(self, target: Any, index: Any, update: Any) -> Any:
+        if isinstance(target, Recorded) or isinstance(update, Recorded):
+            return gradients.scatter_add(self, target, index, update)
         np.add.at(target, index, update)
         return target
 
     def erfc(self, x: Any) -> Any:
+        if isinstance(x, Recorded):
+            return gradients.erfc(self, x)
         return self.cast(erfc(self.xp, self.cast(x, self.xp.float64)), x.dtype)
 
     def narrow(self, x: Any) -> Any:
@@ -185,5 +213,7 @@ class NumpyBackend(Backend):
         return function
 
     def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        message = "The numpy backend has no gradients. Choose backend=torch or backend=jax to train."
-        raise ConfigurationError(message)
+        if self.precision == "exact":
+            message = "Training with precision=exact is not offered. Choose precision=float32 or precision=float64."
+            raise ConfigurationError(message)
+        return recording.value_and_grad(function)
