@@ -483,10 +483,10 @@ def _where(condition: Any, a: Any, b: Any) -> Any:
 @rule(np.matmul)
 def _matmul(a: Any, b: Any) -> Any:
     """y = a b, for the matrices in the last two axes: dL/da = g b^T, dL/db = a^T g."""
-    if np.ndim(a) == 1:
-        return np.matmul(a[None, :], b)[..., 0, :]
     if np.ndim(b) == 1:
         return np.matmul(a, b[:, None])[..., 0]
+    if np.ndim(a) == 1:
+        return np.matmul(a[None, :], b)[..., 0, :]
     p, q = plain(a), plain(b)
     return record(
         p @ q,
@@ -680,7 +680,7 @@ def recordable(namespace: Any) -> SimpleNamespace:
     """The array namespace, with the two functions replaced that look at an array before NumPy's protocols are asked."""
 
     def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
-        return _clip(x, min, max) if isinstance(x, Recorded) else namespace.clip(x, min, max)
+        return (_clip if Recorded in map(type, (x, min, max)) else namespace.clip)(x, min, max)
 
     def cumulative_sum(x: Any, /, **options: Any) -> Any:
         if not isinstance(x, Recorded):
