@@ -88,11 +88,12 @@ def line_chart(
     x_low, x_high = _range(min(xs), max(xs), logarithmic=False, margin=0.0)
     y_low, y_high = _range(min(ys), max(ys), logarithmic=logarithmic, margin=0.05)
 
-    # A tick per 90 pixels across and per 50 down; the labels decide how much room is left of the axis.
+    # The labels of the ticks decide how much room there is to the left and the right of the axes.
     y_ticks = _logarithmic_ticks(y_low, y_high) if logarithmic else _ticks(y_low, y_high, max(3, height // 55))
     y_words = _labels(y_ticks)
-    heading = textwrap.wrap(printable(title), int(width / (LETTER * 1.2 * WIDE_TEXT))) or [""]
     left = 14 + (WIDE_TEXT + 4 if y_label else 0) + math.ceil(max(map(len, y_words)) * LETTER * WIDE_TEXT)
+    bold = 1.4 * LETTER * WIDE_TEXT  # the width of a letter of the heading, which is also larger
+    heading = textwrap.wrap(printable(title), int((width - left) / bold)) or [""]
     entries, legend_rows = _legend_places(list(series), left, width)
     height += 25 * (len(heading) - 1) + 24 * (legend_rows - 1)  # further rows do not take from the picture
     top = 12 + 25 * len(heading) + 24 * legend_rows + 8
@@ -183,14 +184,13 @@ def _labels(ticks: Sequence[float]) -> list[str]:
     gaps = [abs(after - before) for before, after in pairwise(ticks)]
     step = min(gaps, default=largest) or 1.0
     digits, magnitude = -math.floor(math.log10(step) + 1e-9), math.floor(math.log10(largest or 1.0) + 1e-9)
-    if (magnitude >= 7 or digits > 5) and magnitude + digits <= 4:
+    even = len(gaps) < 2 or max(gaps) < 1.5 * step
+    if (magnitude >= 7 or digits > 5) and (magnitude + digits <= 4 or not even):
         words = [_scientific(tick) for tick in ticks]
-    else:
-        # A logarithmic axis from 0.001 to 100 shall not say 100.000.
-        even = len(gaps) < 2 or max(gaps) < 1.5 * step
-        words = [f"{tick:,.{max(0, digits)}f}" if even else f"{tick:,.15g}" for tick in ticks]
-        if not even and (magnitude >= 7 or digits > 5):
-            words = [_scientific(tick) for tick in ticks]
+    elif even:
+        words = [f"{tick:,.{max(0, digits)}f}" for tick in ticks]
+    else:  # a logarithmic axis from 0.001 to 100 shall not say 100.000
+        words = [f"{tick:,.15g}" for tick in ticks]
     # A narrow no-break space between thousands; a true minus sign.
     return [word.replace(",", "\u202f").replace("-", "\u2212") for word in words]
 
@@ -360,5 +360,7 @@ def _style() -> str:
         f"{chart} .marked .line,{chart} .marked .sample{{stroke-width:2.2}}"
         f"{chart} .mark{{fill:currentColor;stroke-width:1}}"
         f"{colours(0)}@media(prefers-color-scheme:dark){{{colours(1)}}}"
-        f"@media(max-width:480px){{{chart}{{font-size:{WIDE_TEXT}px}}{chart} .odd{{display:none}}}}"
+        f"@media(max-width:480px){{{chart}{{font-size:{WIDE_TEXT}px}}{chart} .odd{{display:none}}"
+        f"{chart} .line,{chart} .sample{{stroke-width:2}}"
+        f"{chart} .marked .line,{chart} .marked .sample{{stroke-width:3.2}}}}"
     )

@@ -8,6 +8,7 @@ fails from ending the training. Nothing here knows what is trained, or what the 
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
@@ -48,7 +49,7 @@ class Guarded:
             raise
         except Exception as error:
             message = (
-                f"{type(self._tracker).__name__} cannot start: {type(error).__name__}: {error}. "
+                f"{type(self._tracker).__name__} cannot start: {_in_short(error)}. "
                 "With tracking=none the run writes metrics.jsonl alone."
             )
             raise UnavailableError(message) from error
@@ -71,7 +72,7 @@ class Guarded:
 
     def _give_up(self, error: Exception) -> None:
         self._works = False
-        said = printable(f"{type(self._tracker).__name__} failed: {type(error).__name__}: {error}")
+        said = printable(f"{type(self._tracker).__name__} failed: {_in_short(error)}")
         print(f"Warning: {said}. The run goes on, and metrics.jsonl has all of it.", file=sys.stderr)
 
 
@@ -208,6 +209,12 @@ class WandbLike:
             if os.environ.get(name):
                 message = f"{name} is set, so trackio would send the run there. Unset it, or set tracking.mode=online."
                 raise ConfigurationError(message)
+
+
+def _in_short(error: Exception) -> str:
+    """What happened, on one line; what databases and servers add to it may be a page."""
+    said = textwrap.shorten(str(error), 250, placeholder=" …").rstrip(".")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _imported(module: str, extra: str) -> Any:
