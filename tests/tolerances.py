@@ -12,7 +12,15 @@ GRADIENT = {"float32": 2e-5, "float64": 1e-13}
 # Central differences in float64 with a step of 1e-6: the step's square and the cancellation meet near 1e-8.
 FINITE_DIFFERENCE = 1e-7
 
+# Gradients by hand in float64 against those of torch and JAX, each by the largest magnitude in its array.
+GRADIENT_BY_HAND = 1e-10
+
 # Products that round their input and their result to bfloat16 (8 bits each), relative to sum |x| |w|.
 STORED_BFLOAT16 = 2.0**-7
 # Mean KL divergence in nats of a trained model's next-token distributions from those in float32.
 LOW_PRECISION_KL = {"bfloat16": 1e-3, "int8": 5e-3}
+
+# Parameters after some steps of AdamW in float64, against torch's: a few roundings of numbers near 1 per step.
+OPTIMIZER = 1e-13
+# The largest difference of 100 training losses between two backends, absolute, in nats.
+LOSS_CURVE = {"float64": 1e-10, "float32": 1e-3}

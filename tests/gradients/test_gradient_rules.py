@@ -249,6 +249,17 @@ def test_only_arrays_of_floats_are_learned(leaf):
         value_and_grad(lambda params: 0.0)({"a": leaf})
 
 
+def test_arrays_of_two_computations_do_not_mix():
+    """A value that was kept from an earlier call would be a constant in silence; so would a gradient's gradient."""
+    kept = []
+    value_and_grad(lambda x: XP.sum(kept.append(x) or x))(X)
+    for loss in (lambda x: XP.sum(x * kept[0]), lambda x: XP.sum(kept[0])):
+        with pytest.raises(ConfigurationError, match="an array of another computation"):
+            value_and_grad(loss)(X)
+    with pytest.raises(ConfigurationError, match="an array of another computation"):
+        value_and_grad(lambda x: value_and_grad(lambda y: XP.sum(x * y))(Y)[0])(X)
+
+
 def test_a_gradient_of_many_numbers_is_refused():
     with pytest.raises(ConfigurationError, match=r"of one number, not of an array of shape \(3, 4\)"):
         value_and_grad(lambda x: x * 2.0)(X)

@@ -213,11 +213,13 @@ def record_together(value: Any, inputs: Sequence[Any], gradients: Callable[[Any]
 
 
 def _on_tape(value: Any, inputs: Sequence[Any], send: Gradient) -> Any:
-    tape = next((x.tape for x in inputs if isinstance(x, Recorded)), None)
-    if tape is None:
+    tapes = [x.tape for x in inputs if isinstance(x, Recorded)]
+    if not tapes:
         return value
-    result = Recorded(value, tape)
-    tape.append((result.slot, send))
+    if any(tape is not tapes[0] for tape in tapes):
+        refuse("an array of another computation")
+    result = Recorded(value, tapes[0])
+    tapes[0].append((result.slot, send))
     return result
 
 
@@ -243,6 +245,8 @@ def value_and_grad(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any
                 message = f"Gradients are taken of one number, not of an array of shape {np.shape(value)}."
                 raise ConfigurationError(message)
             if isinstance(result, Recorded):
+                if result.tape is not tape:
+                    refuse("an array of another computation")
                 result.slot.receive(np.ones_like(value))
             del result
             backwards(tape)
