@@ -1,4 +1,4 @@
-r"""Text files as a stream of documents, each in pieces of about a megabyte, so that neither lies in memory whole.
+r"""Text files as a stream of documents, each in pieces of some 100 kB, so that neither lies in memory whole.
 
 A document ends at a line that holds only `<|endoftext|>`, and at the end of its file. White space (ASCII's) at both
 ends of a document is dropped, so that the empty lines around the separator are not learned; a document of nothing else
@@ -7,7 +7,7 @@ is none at all. Line ends inside are kept as they are, CRLF too.
 Where a long document is cut decides nothing: it is before a white space that is followed by something else, where
 GPT-2's pre-tokenization has a border whatever stands around it (its pattern ends with `\s+(?!\S)|\s+`: a run of white
 space leaves its last one to the word behind it). Other tokenizers have one at least before a single space between two
-words, so such a place is taken first. Only a text without any such place for a megabyte is cut at a random character.
+words, so such a place is taken first. Only a text without any such place for 100 kB is cut between two characters.
 Knows nothing of tokens.
 """
 
@@ -22,7 +22,7 @@ from transformer_lab.errors import InputFileError
 from transformer_lab.tokenizers import END_OF_TEXT
 
 # Bytes that are read at once. A piece has at least as many, if the document has, and at most about twice as many.
-PIECE_BYTES = 2**19
+PIECE_BYTES = 2**17
 
 _SEPARATOR = END_OF_TEXT.encode()
 _BLANK = " \t\n\r\v\f"

@@ -20,8 +20,9 @@ from transformer_lab.errors import InputFileError
 _FORMAT = 1
 # Given back as soon as about this much of a map may have been touched.
 _MOST_MAPPED_BYTES = 2**22
-# What one access may bring in at most, on Linux: sixteen pages around it.
-_PAGES_AROUND = 2**16
+# What one access may bring in at most: on Linux sixteen pages around it, but a whole huge page where the system's cache
+# holds the file in such.
+_PAGES_AROUND = 2**21
 
 
 class MappedNumbers:
