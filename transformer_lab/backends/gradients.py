@@ -254,15 +254,15 @@ def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: flo
     """
     q, k, v = plain(query), plain(key), plain(value)
     batch, heads, queries, size = q.shape
-    groups = k.shape[1]  # K
+    kv_heads = k.shape[1]
 
     def rows(x: Any, row: int, block: slice) -> Any:
         """The queries of a block, those that share a key head below each other: [K, G * T, N]."""
-        return x[row, :, block].reshape(groups, -1, x.shape[-1])
+        return x[row, :, block].reshape(kv_heads, -1, x.shape[-1])
 
     def masked_scores(row: int, block: slice, seen: int, hidden: Any) -> Any:
         scores = (rows(q, row, block) * scale) @ np.matrix_transpose(k[row, :, :seen])  # [K, G * T, S]
-        np.copyto(scores.reshape(groups, -1, *hidden.shape), -np.inf, where=hidden)
+        np.copyto(scores.reshape(kv_heads, -1, *hidden.shape), -np.inf, where=hidden)
         return scores
 
     y = heads_last(q.shape, q.dtype)
