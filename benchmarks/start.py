@@ -120,7 +120,8 @@ def main() -> None:
         print(f"{name:14}", rows[name])
     result = {
         "command": f"python benchmarks/start.py --rounds {options.rounds}",
-        "unit": "seconds; growth: peak memory after the imports / bytes of the weights; ready_ratio: imports and loading, to transformers",
+        "unit": "seconds; growth: peak memory after the imports / bytes of the weights; "
+        "ready_ratio: imports and loading, to transformers",
         "machine": f"{platform.machine()}, {platform.system()}, python {platform.python_version()}",
         "weights_bytes": weights,
         "packages": {name: version(name) for name in ("numpy", "torch", "jax", "transformers")},

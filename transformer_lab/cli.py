@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -109,8 +110,8 @@ def _run_job(settings: Settings, folder: Path, label: str, debug: bool) -> int:
         print(f"{label}:", file=sys.stderr)
     try:
         with warnings.catch_warnings():  # NaN and infinities are answered in words where they matter
-            warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"transformer_lab\.")
-            result = settings.build("job").run(settings)
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(transformer_lab|numpy)\.")
+            result = settings.build("job").run(replace(settings, folder=folder))
         sys.stdout.flush()
         record.write(folder, record.finished(settings, result))
         return 0

@@ -28,7 +28,8 @@ from transformer_lab.paths import data_folder
 
 # Taken as typed, and never given to Hydra.
 PROMPT_KEYS = ("prompt", "prompt_file", "prompt_ids", "prompts")
-FREE_TEXT_KEYS = (*PROMPT_KEYS, "stop", "model.source")
+PATH_KEYS = ("model.source", "tokenizer.source", "data.path", "data.validation", "job.resume", "job.output")
+FREE_TEXT_KEYS = (*PROMPT_KEYS, "stop", *PATH_KEYS)
 
 
 def take_free_text(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -229,7 +230,9 @@ def settings_from(config: Any, choices: Mapping[str, Any], texts: Mapping[str, s
         values |= dict.fromkeys(PROMPT_KEYS)
     for key, text in texts.items():
         section_name, _, field = key.rpartition(".")
-        (sections[section_name] if section_name else values)[field] = text
+        (sections[section_name] if section_name else values)[field] = (
+            None if key in PATH_KEYS and text == "null" else text
+        )
     settings: Settings = construct(Settings, {"choices": chosen, "sections": sections, **values})
     return settings
 

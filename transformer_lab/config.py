@@ -27,7 +27,7 @@ class Settings:
     """Everything one run was told, as plain values.
 
     choices: group -> chosen file, such as {"backend": "jax"}. sections: the content of each group, {"backend": {...}}.
-    The other fields are the top-level keys of conf/config.yaml.
+    folder: where the run may write, once it has begun. The other fields are the top-level keys of conf/config.yaml.
     """
 
     choices: Mapping[str, str | None]
@@ -40,6 +40,7 @@ class Settings:
     stop: str | list[str] | None = None
     seed: int = 0
     hash_logits: bool = False
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -51,7 +52,7 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it but the choices, in the form of the YAML: what `--cfg job` shows, with the free text in it."""
-        keys = [field.name for field in fields(self) if field.name not in ("choices", "sections")]
+        keys = [field.name for field in fields(self) if field.name not in ("choices", "sections", "folder")]
         return {key: getattr(self, key) for key in keys} | {key: dict(value) for key, value in self.sections.items()}
 
     def build(self, group: str, **values: Any) -> Any:

@@ -79,9 +79,7 @@ def load_model(
         message = f"tokenizer is {tokenizer!r}; choose one of {', '.join(TOKENIZER_KINDS)}."
         raise ConfigurationError(message)
     folder = config_folder(source, revision) if weights == "random" else model_folder(source, revision)
-    config = checkpoints.read_config(folder)
-    if ffn is not None:
-        config = replace(config, ffn=_changed(config.ffn, ffn) if isinstance(ffn, Mapping) else ffn)
+    config = with_feed_forward(checkpoints.read_config(folder), ffn)
     found: list[Tokenizer | None] = []
 
     def before_reading() -> None:
@@ -106,6 +104,19 @@ def load_model(
     return model
 
 
+def assemble(
+    config: ModelConfig, arrays: Mapping[str, np.ndarray], backend: Any, tokenizer: Tokenizer | None = None
+) -> "LanguageModel":
+    """A model of weights that are at hand: dotted name -> NumPy array, kernels [in, out], as `shapes(config)` says."""
+    return LanguageModel(backend, config, _placed(config, backend, arrays), tokenizer, Contiguous())
+
+
+def _placed(config: ModelConfig, backend: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    params = nest({name: backend.place(name, array) for name, array in arrays.items()})
+    _add_derived(config, backend, params)
+    return params
+
+
 def _tokenizer(folder: Path, config: ModelConfig, kind: str) -> Tokenizer | None:
     """That of the folder, or for a published configuration the embedded one; it must fit the vocabulary."""
     found = load_tokenizer_folder(folder, kind)
@@ -121,9 +132,17 @@ def _tokenizer(folder: Path, config: ModelConfig, kind: str) -> Tokenizer | None
     return found
 
 
-def _changed(ffn: Any, changes: Mapping[str, Any]) -> Any:
-    """The component with some of its fields changed; a wrong name is answered with the nearest one."""
-    return construct(type(ffn), {field.name: getattr(ffn, field.name) for field in fields(ffn)} | dict(changes), "ffn")
+def with_feed_forward(config: ModelConfig, ffn: Any) -> ModelConfig:
+    """The configuration with some fields of its feed-forward network changed (a mapping), or with another one.
+
+    A wrong name of a field is answered with the nearest one.
+    """
+    if ffn is None:
+        return config
+    if isinstance(ffn, Mapping):
+        own = {field.name: getattr(config.ffn, field.name) for field in fields(config.ffn)}
+        ffn = construct(type(config.ffn), own | dict(ffn), "ffn")
+    return replace(config, ffn=ffn)
 
 
 def _random_parameters(config: ModelConfig, backend: Any, seed: int, progress: Progress | None) -> dict[str, Any]:
@@ -193,9 +212,12 @@ class LanguageModel:
 
     def loss(self, token_ids: Any) -> float:
         """Mean next-token cross-entropy in nats of 2 to context_length + 1 ids ([T], or [B, T] averaged over all)."""
+        return float(self.token_losses(token_ids).mean(dtype=np.float64))
+
+    def token_losses(self, token_ids: Any) -> np.ndarray:
+        """The cross-entropy in nats of each id but the first, given those before it: [B, T + 1] -> [B, T]."""
         ids = self._checked_ids(token_ids, 2, self.config.context_length + 1)
-        losses = self._run_padded(self._losses, ids[:, :-1], ids[:, 1:])
-        return float(losses.mean(dtype=np.float64))
+        return self._run_padded(self._losses, ids[:, :-1], ids[:, 1:])
 
     def record(self, token_ids: Any, names: str | Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """{tap name: NumPy array} of one uncached pass over token_ids [T] or [B, T]; see `model.decoder` for the taps.
@@ -376,7 +398,11 @@ class LanguageModel:
             raise ConfigurationError(message)
         return ids
 
-    # --- files ------------------------------------------------------------------------------------------------------
+    # --- weights and files ------------------------------------------------------------------------------------------
+
+    def replace_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """New values of every parameter: dotted name -> NumPy array, kernels [in, out]. What is compiled stays."""
+        self.params = self.engine.params = _placed(self.config, self.backend, arrays)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes config.json, model.safetensors and the tokenizer's files, which transformers loads too.

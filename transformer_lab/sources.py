@@ -40,6 +40,11 @@ def model_folder(source: str | PathLike[str], revision: str | None = None) -> Pa
         return embedded / source
     if source in names("model"):
         entry = read_yaml(data_folder("conf") / "model" / f"{source}.yaml")
+        if entry["source"] is None:
+            message = (
+                f"model={source} has no weights: it is a shape for job=train. Load the folder that training wrote."
+            )
+            raise ConfigurationError(message)
         if entry["source"] != source:
             return model_folder(entry["source"], revision or entry.get("revision"))
     if not HUB_ID.fullmatch(source):

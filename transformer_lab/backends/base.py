@@ -265,7 +265,11 @@ class Backend:
         return carry
 
     def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        """f(params, *arguments) -> scalar becomes one that returns (the scalar, a tree of gradients like params)."""
+        """f(params, *arguments) -> scalar becomes one that returns (the scalar, a tree of gradients like params).
+
+        Kernels are plain arrays [in, out] here, not what `place` makes of them. The result may be compiled, alone or as
+        a part of something larger.
+        """
         raise NotImplementedError
 
     def bucket(self, length: int, limit: int) -> int:

@@ -188,7 +188,14 @@ class JaxBackend(Backend):
         return jax.lax.fori_loop(0, count, step, carry)
 
     def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        return self.compile(jax.value_and_grad(function))
+        both = jax.value_and_grad(function)
+
+        @functools.wraps(function)
+        def scoped(*arguments: Any) -> Any:
+            with self.scope():
+                return both(*arguments)
+
+        return scoped
 
     def bucket(self, length: int, limit: int) -> int:
         return bucket_length(length, limit)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from transformer_lab.backends import manual
+
 
 class Int8Kernel(NamedTuple):
     """values [out, in] int8 and scales [out] float32; what they stand for is [in, out]."""
@@ -35,8 +37,14 @@ def dequantise(kernel: Int8Kernel) -> np.ndarray:
 
 
 def linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
-    """x [..., in] float32 times a stored kernel, widened to float32 again, + bias -> [..., out] float32."""
+    """x [..., in] float32 times a stored kernel, widened to float32 again, + bias -> [..., out] float32.
+
+    A plain float32 kernel [in, out], which is one in training, is rounded to bfloat16 here, and so is x.
+    """
     xp = ops.xp
+    if not isinstance(kernel, Int8Kernel) and kernel.dtype == xp.float32:
+        x, kernel = (ops.cast(ops.cast(array, xp.bfloat16), xp.float32) for array in (x, kernel))
+        return manual.linear(ops, x, kernel, bias)
     stored = kernel.values if isinstance(kernel, Int8Kernel) else kernel  # [out, in]
     rows = xp.reshape(x, (-1, x.shape[-1]))
     y = xp.matmul(rows, xp.permute_dims(ops.cast(stored, xp.float32), (1, 0)))

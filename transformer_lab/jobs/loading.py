@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from transformer_lab.config import Settings
-from transformer_lab.errors import printable
+from transformer_lab.errors import ConfigurationError, InputFileError, printable
+from transformer_lab.sources import load_tokenizer
+from transformer_lab.tokenizers import Tokenizer
 
 
 def load_chosen_model(settings: Settings) -> Any:
@@ -16,20 +18,38 @@ def load_chosen_model(settings: Settings) -> Any:
     precision = settings.sections["precision"]["name"]
     ops = settings.sections["ops"]
     chosen = settings.sections["model"]
-    with _progress() as progress:
-        return load_model(
+    if chosen["source"] is None:
+        message = "model=new has no weights. Train it with job=train data.path=TEXT, then say model.source=RUN/model."
+        raise ConfigurationError(message)
+    with progress_bar() as progress:
+        model = load_model(
             chosen["source"],
             backend=settings.build("backend", precision=precision, ops=ops),
             precision=precision,
             ops=ops,
             tokenizer=settings.sections["tokenizer"]["name"],
             cache=settings.build("cache"),
-            ffn=_feed_forward(settings),
+            ffn=feed_forward_changes(settings),
             revision=chosen["revision"],
             weights=chosen["weights"],
             seed=settings.seed,
             progress=progress,
         )
+    if (source := settings.sections["tokenizer"]["source"]) is not None:
+        model.tokenizer = chosen_tokenizer(source, settings.sections["tokenizer"]["name"], model.config.vocab_size)
+    return model
+
+
+def chosen_tokenizer(source: str, kind: str, vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer that `tokenizer.source` names; InputFileError if a model of vocab_size cannot take its ids."""
+    tokenizer = load_tokenizer(source, kind)
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        message = (
+            f"The tokenizer of {source} has {tokenizer.vocab_size} tokens and the model's vocab_size is {vocab_size}. "
+            "They do not belong together."
+        )
+        raise InputFileError(message)
+    return tokenizer
 
 
 def in_words(model: Any) -> str:
@@ -38,7 +58,7 @@ def in_words(model: Any) -> str:
     return f"{printable(model.source)}, {model.parameters_count:,} parameters; {where}"
 
 
-def _feed_forward(settings: Settings) -> Any:
+def feed_forward_changes(settings: Settings) -> Any:
     """A component that replaces the model's feed-forward network, or the fields to change in its own, or None."""
     section = settings.sections["ffn"]
     if "_target_" in section:
@@ -47,7 +67,7 @@ def _feed_forward(settings: Settings) -> Any:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
+def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
     """A callback (description, done, total) that draws a bar, if somebody is looking."""
     if not sys.stderr.isatty():
         yield None

@@ -1,0 +1,236 @@
+"""job=train, job=evaluate and job=tokenizer as a user meets them: results, stopping and going on, mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+import transformer_lab as lab
+from transformer_lab.training import checkpoint, metrics_file
+from transformer_lab.training.step import TrainingStep
+
+TEXT = "\n<|endoftext|>\n".join(
+    f"The king of hill number {n} had {n % 7} sons. They went to sea, and the sea was {'deep' if n % 2 else 'calm'}."
+    for n in range(60)
+)
+SHAPE = ["model=new", "model.hidden_size=16", "model.num_layers=1", "model.num_heads=2", "model.context_length=16"]
+SHORT = ["job.batch_size=4", "schedule.warmup_steps=3", "job.evaluate_every=4", "job.checkpoint_every=3"]
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def words(text, backend, steps, *more):
+    return ["job=train", f"backend={backend}", f"data.path={text}", *SHAPE, *SHORT, f"job.steps={steps}", *more]
+
+
+def losses(folder):
+    return {line["step"]: line["loss"] for line in metrics_file.read(folder / "metrics.jsonl")}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+def test_train_then_use_the_model(run, text, tmp_path, backend):
+    outcome = run(*words(text, backend, 10, "hydra.run.dir=run", "job.sample_every=5", "job.sample_tokens=3"))
+    assert outcome.code == 0, outcome.err
+    assert "step 10/10" in outcome.err
+    assert "Once upon a time" in outcome.err
+    folder = tmp_path / "run"
+    lines = metrics_file.read(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert all(line["loss"] > 0 and line["gradient_norm"] > 0 and line["tokens_per_s"] > 0 for line in lines)
+    assert [line["step"] for line in lines if "validation_loss" in line] == [4, 8, 10]
+    assert ElementTree.parse(folder / "loss.svg").getroot().tag.endswith("svg")
+    record = outcome.record
+    assert record["output"]["steps"] == 10
+    assert record["output"]["evaluation"]["tokens"] > 0
+    kept = [found.step for found in checkpoint.found(folder)]
+    assert kept[-1] == 10
+    assert len(kept) <= 3
+    for loaded in (folder / "model", checkpoint.found(folder)[-1].path):
+        assert lab.load_model(loaded).generate("The king", max_new_tokens=3).text is not None
+    evaluated = run("job=evaluate", f"backend={backend}", f"data.path={text}", "model.source=run/model")
+    assert evaluated.code == 0
+    assert "bits per byte" in evaluated.out
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+def test_going_on_gives_the_same_bits(run, text, tmp_path, backend):
+    more = ("job.average_decay=0.9", "job.accumulate=2")
+    assert run(*words(text, backend, 12, "hydra.run.dir=whole", *more)).code == 0
+    # The same run, cut off in the middle of step 8, with checkpoints at 3 and 6.
+    real = TrainingStep.run
+
+    def cut(self, ids, weights, step, share):
+        if step == 8:
+            raise MemoryError
+        return real(self, ids, weights, step, share)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingStep, "run", cut)
+        assert run(*words(text, backend, 12, "hydra.run.dir=cut", *more)).code == 4
+    assert max(losses(tmp_path / "cut")) == 7
+    again = run(*words(text, backend, 12, "hydra.run.dir=again", "job.resume=cut", *more))
+    assert again.code == 0, again.err
+    assert "going on after step" in again.err
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")  # every loss, to the last bit
+    whole, gone_on = (lab.load_model(tmp_path / name / "model") for name in ("whole", "cut"))
+    assert np.array_equal(whole.logits([1, 2, 3]), gone_on.logits([1, 2, 3]))
+
+
+def test_going_on_with_other_words_is_refused(run, text):
+    assert run(*words(text, "jax", 3, "hydra.run.dir=run")).code == 0
+    for word, name in (
+        ("optimizer.learning_rate=0.5", "optimizer"),
+        ("seed=9", "seed"),
+        ("job.batch_size=5", "job.batch_size"),
+        ("backend=torch", "backend"),
+    ):
+        outcome = run(*words(text, "jax", 6, "job.resume=run", word))
+        assert outcome.code == 2
+        assert name in outcome.err
+    text.write_text(TEXT + " Something new.")
+    outcome = run(*words(text, "jax", 6, "job.resume=run"))
+    assert outcome.code == 2
+    assert "text" in outcome.err
+
+
+def test_a_second_run_in_the_same_folder_is_refused(run, text):
+    assert run(*words(text, "jax", 3, "hydra.run.dir=run")).code == 0
+    outcome = run(*words(text, "jax", 3, "hydra.run.dir=run"))
+    assert outcome.code == 2
+    assert "job.resume" in outcome.err
+    done = run(*words(text, "jax", 3, "job.resume=run"))
+    assert done.code == 2
+    assert "job.steps" in done.err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_process_that_is_stopped(run, text, tmp_path, environment, sent, code):
+    arguments = words(text, "torch", 100_000, "hydra.run.dir=run", "job.evaluate_every=0", "job.checkpoint_every=5")
+    command = [sys.executable, "-m", "transformer_lab", *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not checkpoint.found(tmp_path / "run"):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    stopped_at = checkpoint.found(tmp_path / "run")[-1].step
+    if sent == signal.SIGINT:
+        assert "job.resume=" in error
+        assert stopped_at == max(losses(tmp_path / "run"))  # nothing is lost
+    outcome = run(
+        *words(text, "torch", stopped_at + 2, "job.resume=run", "job.evaluate_every=0", "job.checkpoint_every=5")
+    )
+    assert outcome.code == 0, outcome.err
+    assert max(losses(tmp_path / "run")) == stopped_at + 2
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+def test_a_loss_that_is_not_finite(run, text, tmp_path, backend):
+    """The weights of a checkpoint are damaged, so that the tap where it begins is known."""
+    assert run(*words(text, backend, 3, "hydra.run.dir=run")).code == 0
+    model = lab.load_model(tmp_path / "run" / "model")
+    weights = {name: np.array(value) for name, value in _flat(model).items()}
+    weights["blocks.0.ffn.up.bias"][3] = np.inf
+    model.replace_weights(weights)
+    model.save(tmp_path / "broken")
+    outcome = run(
+        "job=train", f"backend={backend}", f"data.path={text}", "model.source=broken", *SHORT, "job.steps=4",
+        "hydra.run.dir=second", "ops=manual",
+    )  # fmt: skip
+    assert outcome.code == 4
+    assert "Step 1 is not finite" in outcome.err
+    assert "blocks.0.ffn.pre" in outcome.err
+    assert "There is no checkpoint yet" in outcome.err
+
+
+def _flat(model):
+    from transformer_lab.model.parameters import flatten, shapes
+
+    wanted = shapes(model.config)
+    return {name: model.backend.recover(name, x) for name, x in flatten(model.params) if name in wanted}
+
+
+def test_a_loss_that_explodes(run, text):
+    outcome = run(*words(text, "jax", 60, "optimizer.learning_rate=30.0", "optimizer.clip_norm=null"))
+    assert outcome.code == 4
+    assert "exploded" in outcome.err or "not finite" in outcome.err
+    assert "optimizer.learning_rate" in outcome.err
+
+
+def test_train_a_tokenizer_and_train_with_it(run, text, tmp_path):
+    outcome = run("job=tokenizer", f"data.path={text}", "job.vocab_size=300", "job.output=vocabulary")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.strip() == "vocabulary"
+    tokenizer = lab.load_tokenizer(tmp_path / "vocabulary")
+    assert tokenizer.vocab_size == 300
+    assert tokenizer.decode(tokenizer.encode("The king")) == "The king"
+    trained = run(*words(text, "jax", 2, "tokenizer.source=vocabulary", "hydra.run.dir=run"))
+    assert trained.code == 0, trained.err
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["vocab_size"] == 300
+
+
+def test_a_checkpoint_is_trained_further(run, text, tmp_path):
+    assert run(*words(text, "jax", 8, "hydra.run.dir=first")).code == 0
+    outcome = run(
+        "job=train", "backend=torch", f"data.path={text}", "model.source=first/model", *SHORT, "job.steps=2",
+        "hydra.run.dir=second",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    first, second = losses(tmp_path / "first"), losses(tmp_path / "second")
+    assert second[1] < first[1] - 0.1  # it begins where the other ended
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "said"),
+    [
+        (["data.path=nowhere.txt"], 3, "nowhere.txt"),
+        (["data.path=null"], 2, "data.path"),
+        (["job.steps=0"], 2, "job.steps"),
+        (["job.context=17"], 2, "job.context"),
+        (["precision=exact"], 2, "float32, float64"),
+        (["job.average_decay=1.0"], 2, "average_decay"),
+        (["job.resume=nothing"], 3, "no checkpoints"),
+        (["model.norm=rms_norm"], 2, "famil"),
+        (["schedule=cosin"], 2, "cosine"),
+        (["optimizer.learning_rat=1"], 2, "learning_rate"),
+        (["tokenizer.source=nowhere"], 2, "nowhere"),
+        (["job.batch_size=100000000"], 4, "job.batch_size"),
+        (["model.context_length=4000"], 3, "tokens"),
+    ],
+)
+def test_mistakes(run, text, wrong, code, said):
+    outcome = run(*words(text, "torch", 2), *wrong)
+    assert outcome.code == code, outcome.err
+    assert said in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_new_shape_generates_nothing_yet(run):
+    outcome = run("model=new")
+    assert outcome.code == 2
+    assert "job=train" in outcome.err
+    with pytest.raises(lab.ConfigurationError, match="job=train"):
+        lab.load_model("new")
+
+
+def test_evaluate_refuses_what_has_no_sense(run, text):
+    for word, name in (("job.stride=0", "stride"), ("job.context=9999", "context"), ("data.path=null", "data.path")):
+        outcome = run("job=evaluate", f"data.path={text}", word)
+        assert outcome.code == 2
+        assert name in outcome.err

@@ -1,0 +1,94 @@
+"""The checkpoints of a run: whole or not there, kept and removed, and damaged ones answered."""
+
+import numpy as np
+import pytest
+
+import transformer_lab as lab
+from transformer_lab.ffn.dense import Dense
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.init import initialise
+from transformer_lab.training import checkpoint
+
+CONFIG = ModelConfig(20, 8, 8, 1, 2, Dense(16))
+
+
+def trees(seed=0):
+    draw = np.random.default_rng(seed)
+    params = dict(initialise(CONFIG, seed))
+    moments = {
+        title: {name: draw.standard_normal(array.shape).astype(np.float32) for name, array in params.items()}
+        for title in ("first", "second", "average")
+    }
+    return {"params": params, **moments}
+
+
+def save(run, step, **facts):
+    return checkpoint.save(run, step, CONFIG, trees(step), facts, None)
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path):
+    save(tmp_path, 7, best={"step": 7, "loss": 1.5})
+    (found,) = checkpoint.found(tmp_path)
+    assert (found.step, found.facts["best"]["loss"]) == (7, 1.5)
+    loaded = checkpoint.load(found, CONFIG, np.float32)
+    for title, tree in trees(7).items():
+        for name, array in tree.items():
+            np.testing.assert_array_equal(loaded[title][name], array)
+    np.testing.assert_array_equal(  # and the folder is a model
+        lab.load_model(found.path).backend.recover("embed.token", loaded["params"]["embed.token"]),
+        trees(7)["params"]["embed.token"],
+    )
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    for step in (10, 20, 30, 40, 50):
+        save(tmp_path, step)
+        checkpoint.prune(tmp_path, keep_last=2, best_step=20)
+    assert [found.step for found in checkpoint.found(tmp_path)] == [20, 40, 50]
+
+
+def test_a_disk_that_is_full_loses_nothing(tmp_path, monkeypatch):
+    save(tmp_path, 10)
+
+    def full(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(lab.UnavailableError, match=r"step 20 could not be written.*No space left"):
+        save(tmp_path, 20)
+    assert [found.step for found in checkpoint.found(tmp_path)] == [10]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+
+
+def test_what_was_being_written_is_not_taken_for_a_checkpoint(tmp_path):
+    save(tmp_path, 10)
+    (tmp_path / "checkpoints" / ".step-00000020.writing").mkdir()
+    assert [found.step for found in checkpoint.found(tmp_path)] == [10]
+    save(tmp_path, 20)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "zero", "missing", "other", "one moment"])
+def test_damaged_moments_are_refused(tmp_path, damage):
+    path = save(tmp_path, 10) / checkpoint.STATE
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "zero":
+        path.write_bytes(b"\0" * 1000)
+    elif damage == "missing":
+        path.unlink()
+    elif damage == "other":
+        with open(path, "wb") as file:
+            np.savez(file, **{"first/embed.token": np.zeros((3, 3), np.float32)})
+    else:
+        with open(path, "wb") as file:
+            np.savez(file, **{f"first/{name}": array for name, array in trees(1)["params"].items()})
+    (found,) = checkpoint.found(tmp_path)
+    with pytest.raises(lab.InputFileError, match=r"optimizer\.npz"):
+        checkpoint.load(found, CONFIG, np.float32)
+
+
+def test_facts_that_are_no_json_are_refused(tmp_path):
+    (save(tmp_path, 10) / checkpoint.FACTS).write_text("{")
+    with pytest.raises(lab.InputFileError, match=r"training\.json"):
+        checkpoint.found(tmp_path)

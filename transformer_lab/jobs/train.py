@@ -1,0 +1,299 @@
+"""`job=train`: trains a model from random weights or from a checkpoint, and leaves RUN/model for `model.source=`.
+
+RUN is the folder of the run: metrics.jsonl (a line for each step), loss.svg, checkpoints/ and model/. What happens
+between two lines is in `training`; here stand the choices that a run is made of, and what is shown of it.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformer_lab import checkpoints
+from transformer_lab.charts.line_chart import line_chart
+from transformer_lab.config import Settings
+from transformer_lab.errors import ConfigurationError, InputFileError, printable
+from transformer_lab.ffn.dense import Dense
+from transformer_lab.jobs.loading import chosen_tokenizer, feed_forward_changes, progress_bar
+from transformer_lab.jobs.record import Result
+from transformer_lab.language_model import assemble, with_feed_forward
+from transformer_lab.memory import enough_memory, require_bytes
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.init import initialise
+from transformer_lab.model.parameters import flatten, nest, shapes
+from transformer_lab.sources import config_folder, model_folder
+from transformer_lab.tokenizers import load_tokenizer_folder
+from transformer_lab.training import checkpoint, metrics_file
+from transformer_lab.training.loop import Plan, Report, TrainingRun
+from transformer_lab.training.step import TrainingStep, require_trainable
+from transformer_lab.training.tracking import Guarded
+from transformer_lab.training.windows import Batches
+
+MODEL, LOSSES = "model", "loss.svg"
+DEFAULT_TOKENIZER = "storybook"
+Start = tuple[ModelConfig, Any, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Train(Plan):
+    """context: tokens in a window; None is the model's whole context. average_decay: of the weights' moving average.
+
+    resume: the folder of an interrupted run to go on with. The rest is Plan's.
+    """
+
+    context: int | None
+    average_decay: float | None
+    resume: str | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.average_decay is not None and not 0.0 < self.average_decay < 1.0:
+            message = f"job.average_decay is {self.average_decay}; it must be greater than 0 and below 1, or null."
+            raise ConfigurationError(message)
+
+    def run(self, settings: Settings) -> Result:
+        folder = self._folder(settings)
+        precision = settings.sections["precision"]["name"]
+        ops = settings.build("backend", precision=precision, ops=settings.sections["ops"])
+        require_trainable(ops)
+        optimizer, schedule = settings.build("optimizer"), settings.build("schedule")
+        tracker = Guarded(settings.build("tracking"))
+        data = settings.build("data")
+        with progress_bar() as progress:
+            config, tokenizer, arrays = _start(settings, ops)
+            text, validation = data.prepare(tokenizer, settings.seed, progress)
+        length = config.context_length if self.context is None else self.context
+        if not 1 <= length <= config.context_length:
+            message = f"job.context is {length}; this model's context holds 1 to {config.context_length} tokens."
+            raise ConfigurationError(message)
+        logits = self.batch_size * length * config.vocab_size * np.dtype(_dtype(ops)).itemsize
+        require_bytes(3 * logits, f"training with job.batch_size={self.batch_size}")
+        batches = Batches(text, length, self.accumulate * self.batch_size, settings.seed, data.cross_documents)
+        model = assemble(config, arrays, ops, tokenizer)
+        identity = {
+            "backend": ops.name,
+            "precision": ops.precision,
+            "model": repr(config),
+            "model.source": str(settings.sections["model"]["source"]),
+            "seed": settings.seed,  # before the text, which it also splits
+            "text": text.path.parent.name,
+            "job.batch_size": self.batch_size,
+            "job.accumulate": self.accumulate,
+            "job.context": length,
+            "job.average_decay": self.average_decay,
+            "optimizer": asdict(optimizer),
+            "schedule": {"name": type(schedule).__name__} | asdict(schedule),
+        }
+        with enough_memory(f"training {_count(config):,} parameters with job.batch_size={self.batch_size}"):
+            training = TrainingStep(ops, config, arrays, optimizer, self.average_decay)
+            run = TrainingRun(folder, self._plan(), training, model, batches, validation, schedule, identity)
+            if self.resume is not None:
+                run.resume(checkpoint.found(folder)[-1])
+            print(self._in_words(ops, config, text, validation, run), file=sys.stderr)
+            tracker.start(folder, settings.as_dict())
+            reports: list[Report] = []
+            status = "failed"
+            try:
+                with metrics_file.MetricsFile(folder) as metrics, _shown(run, self.steps) as show:
+                    metrics.resume(run.done)
+                    for report in run.reports():
+                        values = _values(report)
+                        metrics.write(report.step, **values)
+                        tracker.log(report.step, {k: v for k, v in values.items() if isinstance(v, (int, float))})
+                        show(report)
+                        reports.append(report)
+                        if report.evaluation is not None:
+                            _draw_losses(folder)
+                status = "ok"
+            except KeyboardInterrupt:
+                status = "interrupted"
+                print(f"Stopped. Go on with the same words and job.resume={printable(str(folder))}", file=sys.stderr)
+                raise
+            finally:
+                tracker.finish(status)
+        _draw_losses(folder)
+        if not reports:
+            message = f"{folder} has already done {run.done} steps. Ask for more with job.steps."
+            raise ConfigurationError(message)
+        weights = training.trees()
+        checkpoints.save_folder(folder / MODEL, config, nest(weights.get("average", weights["params"])))
+        tokenizer.save(folder / MODEL)
+        print(f"The model is in {printable(str(folder / MODEL))}", file=sys.stderr)
+        return Result(output=self._output(folder, run, reports), model=model)
+
+    def _plan(self) -> Plan:
+        return Plan(**{field.name: getattr(self, field.name) for field in fields(Plan)})
+
+    def _folder(self, settings: Settings) -> Path:
+        """Where this run writes: that of the run to go on with, or its own."""
+        if self.resume is not None:
+            folder = Path(self.resume).expanduser()
+            if not checkpoint.found(folder):
+                message = f"{folder} has no checkpoints to go on from. Expected the folder of a run of job=train."
+                raise InputFileError(message)
+            return folder
+        folder = settings.folder or Path.cwd()
+        if checkpoint.found(folder):
+            message = (
+                f"{folder} holds another run's checkpoints. Go on with job.resume={folder}, or choose another folder."
+            )
+            raise ConfigurationError(message)
+        return folder
+
+    def _in_words(self, ops: Any, config: ModelConfig, text: Any, validation: Any, run: TrainingRun) -> str:
+        tokens = self.batch_size * self.accumulate * run.batches.length
+        words = (
+            f"{_count(config):,} parameters on {ops.name}, {ops.precision}; {text.count:,} tokens of "
+            f"{text.documents:,} documents, {validation.count:,} of {validation.documents:,} to validate with; "
+            f"{self.steps:,} steps of {tokens:,} tokens, {run.batches.epoch(self.steps):.2f} epochs"
+        )
+        return f"{words}; going on after step {run.done:,}" if run.done else words
+
+    def _output(self, folder: Path, run: TrainingRun, reports: list[Report]) -> dict[str, Any]:
+        last = reports[-1]
+        seconds = [report.tokens / report.tokens_per_s for report in reports[1:]]
+        return {
+            "folder": str(folder),
+            "model": str(folder / MODEL),
+            "checkpoints": [str(found.path) for found in checkpoint.found(folder)],
+            "steps": last.step,
+            "tokens": last.step * last.tokens,
+            "loss": last.loss,
+            "evaluation": None if last.evaluation is None else asdict(last.evaluation),
+            "best": run.best,
+            "tokens_per_s": None if not seconds else last.tokens / float(np.median(seconds)),
+        }
+
+
+def _start(settings: Settings, ops: Any) -> Start:
+    """(configuration, tokenizer, weights: dotted name -> NumPy array) that training begins with."""
+    chosen, kind = settings.sections["model"], settings.sections["tokenizer"]["name"]
+    source, tokenizer_source = chosen["source"], settings.sections["tokenizer"]["source"]
+    dtype = _dtype(ops)
+    if source is None:
+        tokenizer = chosen_tokenizer(tokenizer_source or DEFAULT_TOKENIZER, kind)
+        config = _new_config(chosen, tokenizer, settings)
+        folder = None
+    else:
+        random = chosen["weights"] == "random"
+        folder = config_folder(source, chosen["revision"]) if random else model_folder(source, chosen["revision"])
+        config = with_feed_forward(checkpoints.read_config(folder), feed_forward_changes(settings))
+        if tokenizer_source is not None:
+            tokenizer = chosen_tokenizer(tokenizer_source, kind, config.vocab_size)
+        else:
+            found = load_tokenizer_folder(folder, kind)
+            tokenizer = found or chosen_tokenizer(str(source), kind, config.vocab_size)
+        folder = None if random else folder
+    checkpoints.to_hf(config)  # refused now, not after hours: a model that no family can store
+    require_bytes(_count(config) * 4 * np.dtype(dtype).itemsize, f"training {_count(config):,} parameters")
+    if folder is None:
+        arrays = {name: array.astype(dtype) for name, array in initialise(config, settings.seed)}
+    else:
+        copied: Callable[[str, Any], Any] = lambda name, array: np.array(array, order="C")  # noqa: E731
+        arrays = dict(flatten(checkpoints.load_parameters(folder, config, copied, dtype)))
+    return config, tokenizer, arrays
+
+
+def _new_config(chosen: Any, tokenizer: Any, settings: Settings) -> ModelConfig:
+    own = {key: value for key, value in chosen.items() if key not in ("source", "revision", "weights")}
+    hidden = own["hidden_size"]
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        ffn=Dense(4 * hidden if isinstance(hidden, int) and hidden > 0 else 1),
+        end_of_text_id=tokenizer.end_of_text_id,
+        begin_of_text_id=tokenizer.end_of_text_id,
+        **own,
+    )
+    return with_feed_forward(config, feed_forward_changes(settings))
+
+
+def _dtype(ops: Any) -> Any:
+    return np.float64 if ops.precision == "float64" else np.float32
+
+
+def _count(config: ModelConfig) -> int:
+    return sum(int(np.prod(shape)) for shape in shapes(config).values())
+
+
+def _values(report: Report) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "loss": report.loss,
+        "gradient_norm": report.gradient_norm,
+        "learning_rate": report.learning_rate,
+        "tokens_per_s": round(report.tokens_per_s, 1),
+    }
+    if report.evaluation is not None:
+        values |= {"validation_loss": report.evaluation.loss, "bits_per_byte": report.evaluation.bits_per_byte}
+    if report.sample is not None:
+        values["sample"] = report.sample
+    return values
+
+
+def _draw_losses(folder: Path) -> None:
+    lines = metrics_file.read(folder / metrics_file.FILE_NAME)
+    series = {
+        "training": [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None],
+        "validation": [(line["step"], line["validation_loss"]) for line in lines if line.get("validation_loss")],
+    }
+    series = {name: points for name, points in series.items() if points}
+    if series:
+        chart = line_chart(series, title="Loss", x_label="step", y_label="nats per token", marked=["validation"])
+        (folder / LOSSES).write_text(chart, encoding="utf-8")
+
+
+@contextmanager
+def _shown(run: TrainingRun, steps: int) -> Iterator[Callable[[Report], None]]:
+    """A progress bar on standard error where somebody looks; else a line now and then. Evaluations get a line."""
+    begin, first = time.monotonic(), run.done
+    said = begin
+
+    def line(report: Report) -> str:
+        words = f"step {report.step:,}/{steps:,}  loss {report.loss:.4f}  {report.tokens_per_s:,.0f} tokens/s"
+        left = (time.monotonic() - begin) / (report.step - first) * (steps - report.step)
+        words += f"  {_duration(left)} left"
+        if report.evaluation is not None:
+            words += f"  validation loss {report.evaluation.loss:.4f}"
+            if report.evaluation.bits_per_byte is not None:
+                words += f", {report.evaluation.bits_per_byte:.4f} bits per byte"
+        return words
+
+    if not sys.stderr.isatty():
+
+        def show(report: Report) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if report.evaluation is not None or report.step in (first + 1, steps) or now - said >= 10:
+                said = now
+                print(line(report), file=sys.stderr, flush=True)
+            if report.sample is not None:
+                print(f"  {printable(report.sample)}", file=sys.stderr, flush=True)
+
+        yield show
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    with Progress(BarColumn(), TextColumn("{task.description}", markup=False), console=console, transient=True) as bar:
+        task = bar.add_task("", total=steps, completed=first)
+
+        def advance(report: Report) -> None:
+            bar.update(task, completed=report.step, description=line(report))
+            if report.evaluation is not None:
+                console.print(Text(line(report)))
+            if report.sample is not None:
+                console.print(Text(f"  {printable(report.sample)}"))
+
+        yield advance
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

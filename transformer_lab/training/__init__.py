@@ -1,0 +1,1 @@
+"""Training: data, loss, optimizer, schedule, step and loop. It knows models and backends; nothing below knows it."""
