@@ -105,7 +105,12 @@ def work(name, steps):
             loss = step(draw.integers(0, VOCABULARY, (BATCH, CONTEXT + 1)), number)
         seconds = time.perf_counter() - begin
         peak = held_bytes("VmHWM")
-        answer = {"tokens_per_s": steps * BATCH * CONTEXT / seconds, "peak": peak, "growth": peak - before, "loss": loss}
+        answer = {
+            "tokens_per_s": steps * BATCH * CONTEXT / seconds,
+            "peak": peak,
+            "growth": peak - before,
+            "loss": loss,
+        }
         print(json.dumps(answer), flush=True)
 
 
