@@ -41,7 +41,7 @@ def losses(folder):
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
 def test_train_then_use_the_model(run, text, tmp_path, backend):
-    outcome = run(*words(text, backend, 10, "hydra.run.dir=run", "job.sample_every=5", "job.sample_tokens=3"))
+    outcome = run(*words(text, backend, 10, "hydra.run.dir=run", "job.sample_every=5"))
     assert outcome.code == 0, outcome.err
     assert "step 10/10" in outcome.err
     assert "Once upon a time" in outcome.err

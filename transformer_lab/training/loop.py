@@ -166,12 +166,14 @@ class TrainingRun:
         return evaluate(self.model, self.validation, self.plan.batch_size, self.batches.length, max_tokens=max_tokens)
 
     def _sample(self, step: int) -> str | None:
-        if self.model.tokenizer is None:
+        """A text at temperature 0.8, as long as the context allows; None if not even the prompt fits in."""
+        tokenizer, context = self.model.tokenizer, self.model.config.context_length
+        room = 0 if tokenizer is None else context - len(tokenizer.encode(self.plan.sample_prompt))
+        if room < 1:
             return None
         self.model.replace_weights(self._weights())
-        found = self.model.generate(
-            self.plan.sample_prompt, max_new_tokens=self.plan.sample_tokens, temperature=0.8, seed=step
-        )
+        tokens = min(self.plan.sample_tokens, room)
+        found = self.model.generate(self.plan.sample_prompt, max_new_tokens=tokens, temperature=0.8, seed=step)
         return self.plan.sample_prompt + (found.text or "")  # type: ignore[union-attr]
 
     def _save(self, step: int) -> Path:
