@@ -26,7 +26,7 @@ from transformer_lab.memory import enough_memory, require_bytes
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.decoder import forward, tap_names
 from transformer_lab.model.init import initialise
-from transformer_lab.model.parameters import flatten, nest, shapes
+from transformer_lab.model.parameters import count, flatten, nest, shapes
 from transformer_lab.model.positions import rotary_table
 from transformer_lab.paths import data_folder
 from transformer_lab.sources import Progress, config_folder, model_folder
@@ -86,9 +86,9 @@ def load_model(
         """Whatever can be refused without the numbers is refused before they are read."""
         found.append(_tokenizer(folder, config, tokenizer or "byte_bpe"))
         if backend.device == "cpu":
-            require_bytes(_count(config) * _BYTES.get(backend.precision, 4), f"{source}, {_count(config):,} parameters")
+            require_bytes(count(config) * _BYTES.get(backend.precision, 4), f"{source}, {count(config):,} parameters")
 
-    with enough_memory(f"{source}: it has {_count(config):,} parameters"):
+    with enough_memory(f"{source}: it has {count(config):,} parameters"):
         if weights == "random":
             before_reading()
             params = _random_parameters(config, backend, seed, progress)
@@ -123,13 +123,19 @@ def _tokenizer(folder: Path, config: ModelConfig, kind: str) -> Tokenizer | None
     published = folder.parent == data_folder("resources") / "config"  # a configuration alone, without a tokenizer
     if found is None and published and folder.name in embedded_tokenizer_names():
         found = load_tokenizer(folder.name, kind)
-    if found is not None and found.vocab_size > config.vocab_size:
+    if found is not None:
+        require_fitting(found, config.vocab_size, folder)
+    return found
+
+
+def require_fitting(tokenizer: Tokenizer, vocab_size: int, where: str | PathLike[str]) -> None:
+    """Raises InputFileError if a model of vocab_size cannot take every id of the tokenizer found at `where`."""
+    if tokenizer.vocab_size > vocab_size:
         message = (
-            f"The tokenizer in {folder} has {found.vocab_size} tokens and the model's vocab_size is "
-            f"{config.vocab_size}. They do not belong together."
+            f"The tokenizer in {where} has {tokenizer.vocab_size} tokens and the model's vocab_size is "
+            f"{vocab_size}. They do not belong together."
         )
         raise InputFileError(message)
-    return found
 
 
 def with_feed_forward(config: ModelConfig, ffn: Any) -> ModelConfig:
@@ -162,10 +168,6 @@ def _add_derived(config: ModelConfig, backend: Any, params: dict[str, Any]) -> N
         params["head"] = {"kernel": backend.place_tied_head(params["embed"]["token"])}
 
 
-def _count(config: ModelConfig) -> int:
-    return sum(int(np.prod(shape)) for shape in shapes(config).values())
-
-
 class LanguageModel:
     """What `load_model` returns. `config`, `tokenizer` (or None) and `backend` are there to be read.
 
@@ -188,7 +190,7 @@ class LanguageModel:
     @property
     def parameters_count(self) -> int:
         """How many numbers were learned; a tied head is counted once."""
-        return _count(self.config)
+        return count(self.config)
 
     @property
     def active_parameters_count(self) -> int:

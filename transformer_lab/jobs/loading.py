@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from transformer_lab.config import Settings
-from transformer_lab.errors import ConfigurationError, InputFileError, printable
+from transformer_lab.errors import printable
 from transformer_lab.sources import load_tokenizer
 from transformer_lab.tokenizers import Tokenizer
 
@@ -18,12 +18,9 @@ def load_chosen_model(settings: Settings) -> Any:
     precision = settings.sections["precision"]["name"]
     ops = settings.sections["ops"]
     chosen = settings.sections["model"]
-    if chosen["source"] is None:
-        message = "model=new has no weights. Train it with job=train data.path=TEXT, then say model.source=RUN/model."
-        raise ConfigurationError(message)
     with progress_bar() as progress:
         model = load_model(
-            chosen["source"],
+            str(chosen["source"] or settings.choices["model"]),  # a shape without weights is refused by its name
             backend=settings.build("backend", precision=precision, ops=ops),
             precision=precision,
             ops=ops,
@@ -42,13 +39,11 @@ def load_chosen_model(settings: Settings) -> Any:
 
 def chosen_tokenizer(source: str, kind: str, vocab_size: int | None = None) -> Tokenizer:
     """The tokenizer that `tokenizer.source` names; InputFileError if a model of vocab_size cannot take its ids."""
+    from transformer_lab.language_model import require_fitting
+
     tokenizer = load_tokenizer(source, kind)
-    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
-        message = (
-            f"The tokenizer of {source} has {tokenizer.vocab_size} tokens and the model's vocab_size is {vocab_size}. "
-            "They do not belong together."
-        )
-        raise InputFileError(message)
+    if vocab_size is not None:
+        require_fitting(tokenizer, vocab_size, source)
     return tokenizer
 
 

@@ -25,7 +25,7 @@ from transformer_lab.language_model import assemble, with_feed_forward
 from transformer_lab.memory import enough_memory, require_bytes
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.init import initialise
-from transformer_lab.model.parameters import flatten, nest, shapes
+from transformer_lab.model.parameters import count, flatten, nest
 from transformer_lab.sources import config_folder, model_folder
 from transformer_lab.tokenizers import load_tokenizer_folder
 from transformer_lab.training import checkpoint, metrics_file
@@ -89,7 +89,7 @@ class Train(Plan):
             "optimizer": asdict(optimizer),
             "schedule": {"name": type(schedule).__name__} | asdict(schedule),
         }
-        with enough_memory(f"training {_count(config):,} parameters with job.batch_size={self.batch_size}"):
+        with enough_memory(f"training {count(config):,} parameters with job.batch_size={self.batch_size}"):
             training = TrainingStep(ops, config, arrays, optimizer, self.average_decay)
             run = TrainingRun(folder, self._plan(), training, model, batches, validation, schedule, identity)
             if self.resume is not None:
@@ -148,7 +148,7 @@ class Train(Plan):
     def _in_words(self, ops: Any, config: ModelConfig, text: Any, validation: Any, run: TrainingRun) -> str:
         tokens = self.batch_size * self.accumulate * run.batches.length
         words = (
-            f"{_count(config):,} parameters on {ops.name}, {ops.precision}; {text.count:,} tokens of "
+            f"{count(config):,} parameters on {ops.name}, {ops.precision}; {text.count:,} tokens of "
             f"{text.documents:,} documents, {validation.count:,} of {validation.documents:,} to validate with; "
             f"{self.steps:,} steps of {tokens:,} tokens, {run.batches.epoch(self.steps):.2f} epochs"
         )
@@ -190,7 +190,7 @@ def _start(settings: Settings, ops: Any) -> Start:
             tokenizer = found or chosen_tokenizer(str(source), kind, config.vocab_size)
         folder = None if random else folder
     checkpoints.to_hf(config)  # refused now, not after hours: a model that no family can store
-    require_bytes(_count(config) * 4 * np.dtype(dtype).itemsize, f"training {_count(config):,} parameters")
+    require_bytes(count(config) * 4 * np.dtype(dtype).itemsize, f"training {count(config):,} parameters")
     if folder is None:
         arrays = {name: array.astype(dtype) for name, array in initialise(config, settings.seed)}
     else:
@@ -214,10 +214,6 @@ def _new_config(chosen: Any, tokenizer: Any, settings: Settings) -> ModelConfig:
 
 def _dtype(ops: Any) -> Any:
     return np.float64 if ops.precision == "float64" else np.float32
-
-
-def _count(config: ModelConfig) -> int:
-    return sum(int(np.prod(shape)) for shape in shapes(config).values())
 
 
 def _values(report: Report) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A tree is a nested dict whose `blocks` is a list with one dict per layer:
 `params["blocks"][3]["attn"]["qkv"]["kernel"]` is "blocks.3.attn.qkv.kernel". Kernels are [in, out], for `x @ kernel`.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,6 +40,11 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tied_head:
         result["head.kernel"] = (hidden, config.vocab_size)
     return result
+
+
+def count(config: ModelConfig) -> int:
+    """How many numbers are learned; a tied head is counted once."""
+    return sum(math.prod(shape) for shape in shapes(config).values())
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
