@@ -22,7 +22,7 @@ LEVELS = (
     {"model", "ffn", "cache", "checkpoints"},
     {"generation", "sources"},
     {"language_model"},
-    {"orchestrator", "compare", "training", "feedback"},
+    {"orchestrator", "comparison", "training", "feedback"},
     {"jobs", "interfaces", "composition"},
     {"cli", "__main__"},
 )
