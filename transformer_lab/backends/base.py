@@ -7,7 +7,7 @@ once, here, when the object is built. This file names no framework and knows not
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -62,10 +62,20 @@ class Certificate:
 
     A doubtful one lay closer to the middle of two float32 than the bound on its error; each was computed again more
     exactly. The others are correctly rounded by their bound.
+
+    places: the same by the place that was set while an operation ran (while it was traced, on a backend that compiles).
     """
 
     roundings: int = 0
     doubtful: int = 0
+    place: str = ""
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, place: str, roundings: int, doubtful: int) -> None:
+        self.roundings += roundings
+        self.doubtful += doubtful
+        before = self.places.get(place, (0, 0))
+        self.places[place] = before[0] + roundings, before[1] + doubtful
 
 
 class Backend:
@@ -248,8 +258,8 @@ class Backend:
 
     def tally(self, doubtful: Any) -> None:
         """Counts roundings and doubtful ones (bool [...]) into the certificate."""
-        self.certificate.roundings += math.prod(doubtful.shape)
-        self.certificate.doubtful += int(self.xp.count_nonzero(doubtful))
+        count = int(self.xp.count_nonzero(doubtful))
+        self.certificate.add(self.certificate.place, math.prod(doubtful.shape), count)
 
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         """A function of arrays (and trees of arrays) made ready to be called often.
@@ -257,6 +267,10 @@ class Backend:
         `donate`: positions of arguments that are consumed. Weights are arguments, never closed over.
         """
         raise NotImplementedError
+
+    def uncompiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Like `compile`, but the operations run one by one; the same thing on a backend that compiles nothing."""
+        return self.compile(function)
 
     def repeat(self, step: Callable[[Any, Any], Any], count: Any, carry: Any) -> Any:
         """carry = step(i, carry) for i in range(count); count may be traced on a backend that compiles."""

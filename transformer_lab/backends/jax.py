@@ -132,11 +132,13 @@ class JaxBackend(Backend):
 
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         def counted(*arguments: Any) -> Any:
-            self._doubtful: list[Any] = []
+            self._doubtful: list[tuple[str, Any]] = []
             result = function(*arguments)
-            roundings = sum(math.prod(mask.shape) for mask in self._doubtful)
-            doubtful = sum((jnp.count_nonzero(mask) for mask in self._doubtful), jnp.zeros((), int))
-            return result, roundings, doubtful
+            counts: dict[str, tuple[int, Any]] = {}
+            for place, mask in self._doubtful:
+                roundings, doubtful = counts.get(place, (0, jnp.zeros((), int)))
+                counts[place] = roundings + math.prod(mask.shape), doubtful + jnp.count_nonzero(mask)
+            return result, counts
 
         compiled = jax.jit(counted, donate_argnums=donate)
 
@@ -144,16 +146,25 @@ class JaxBackend(Backend):
         def scoped(*arguments: Any) -> Any:
             begin, before = time.perf_counter(), compiled._cache_size()
             with self.scope():
-                result, roundings, doubtful = compiled(*arguments)
-            if self.precision == "exact":
-                self.certificate.roundings += int(roundings)
-                self.certificate.doubtful += int(doubtful)
+                result, counts = compiled(*arguments)
+            for place, (roundings, doubtful) in counts.items():
+                self.certificate.add(place, int(roundings), int(doubtful))
             if compiled._cache_size() > before:
                 self.compile_seconds += time.perf_counter() - begin
             return result
 
         scoped.traces = compiled._cache_size  # type: ignore[attr-defined]  # how many shapes were compiled
         return scoped
+
+    def uncompiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        compiled = self.compile(function)
+
+        @functools.wraps(function)
+        def eager(*arguments: Any) -> Any:
+            with jax.disable_jit():
+                return compiled(*arguments)
+
+        return eager
 
     def narrow(self, x: Any) -> Any:
         # Under jit, XLA drops a plain round trip through float32; this it keeps.
@@ -182,7 +193,7 @@ class JaxBackend(Backend):
         return found.astype(jnp.float64)
 
     def tally(self, doubtful: Any) -> None:
-        self._doubtful.append(doubtful)  # `compile` counts them and hands the counts out
+        self._doubtful.append((self.certificate.place, doubtful))  # `compile` counts them and hands the counts out
 
     def repeat(self, step: Callable[[Any, Any], Any], count: Any, carry: Any) -> Any:
         return jax.lax.fori_loop(0, count, step, carry)

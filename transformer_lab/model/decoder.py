@@ -47,15 +47,7 @@ def forward(
     logits_at: integers [B], the one position of each row (from 0) whose logits are wanted; they are then [B, 1, V].
     Rows of unequal lengths are padded on the right with any id: what is padded is never visible to what is not.
     """
-    xp = ops.xp
-    positions = start[:, None] + xp.arange(token_ids.shape[1], dtype=start.dtype, device=ops.array_device)  # [B, T]
-    x = ops.embed(params["embed"]["token"], token_ids)  # [B, T, D]
-    angles = None
-    if config.position == "learned":
-        x = x + ops.embed(params["embed"]["position"], positions)
-    else:
-        angles = tuple(ops.embed(params["rotary"][name], positions) for name in ("cos", "sin"))  # [B, T, N / 2] each
-    x = tap("embed", x)
+    x, angles = embedding(ops, config, params, token_ids, start, tap)
     layers = []
     for layer, block in enumerate(params["blocks"]):
         x, layer_cache = decoder_block(
@@ -63,13 +55,32 @@ def forward(
         )
         layers.append(layer_cache)
     if logits_at is not None:
-        x = xp.take_along_axis(
-            x, xp.broadcast_to(logits_at[:, None, None], (x.shape[0], 1, x.shape[2])), axis=1
+        x = ops.xp.take_along_axis(
+            x, ops.xp.broadcast_to(logits_at[:, None, None], (x.shape[0], 1, x.shape[2])), axis=1
         )  # [B, 1, D]
+    return read_out(ops, config, params, x, tap), None if cache is None else layers
+
+
+def embedding(
+    ops: Any, config: ModelConfig, params: Any, token_ids: Any, start: Any, tap: Callable[[str, Any], Any]
+) -> tuple[Any, Any]:
+    """token_ids [B, T] -> (the stream [B, T, D], rows of the rotary table [B, T, N / 2] or None)."""
+    xp = ops.xp
+    positions = start[:, None] + xp.arange(token_ids.shape[1], dtype=start.dtype, device=ops.array_device)  # [B, T]
+    x = ops.embed(params["embed"]["token"], token_ids)  # [B, T, D]
+    angles = None
+    if config.position == "learned":
+        x = x + ops.embed(params["embed"]["position"], positions)
+    else:
+        angles = tuple(ops.embed(params["rotary"][name], positions) for name in ("cos", "sin"))
+    return tap("embed", x), angles
+
+
+def read_out(ops: Any, config: ModelConfig, params: Any, x: Any, tap: Callable[[str, Any], Any]) -> Any:
+    """The stream after the last block [B, T, D] -> logits [B, T, V]."""
     x = tap("final_norm", normalise(ops, config, params["final_norm"], x))
-    kernel = params["head"]["kernel"] if "head" in params else xp.permute_dims(params["embed"]["token"], (1, 0))
-    logits = tap("logits", ops.linear(x, kernel))
-    return logits, None if cache is None else layers
+    kernel = params["head"]["kernel"] if "head" in params else ops.xp.permute_dims(params["embed"]["token"], (1, 0))
+    return tap("logits", ops.linear(x, kernel))
 
 
 def decoder_block(
