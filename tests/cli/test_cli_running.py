@@ -41,7 +41,9 @@ def test_the_record(run_tiny, tiny_model):
     assert found["model"] == {"source": source, "sha256": digest, "parameters": count, "active_parameters": count}
     assert found["timing"].keys() == {*record.TIMINGS, "peak_memory_bytes"}
     assert found["timing"]["first_token_s"] > 0 and found["timing"]["peak_memory_bytes"] > 2**20
-    assert found["environment"].keys() == {"python", "platform", "threads", "packages"}
+    assert found["environment"].keys() == {
+        *("python", "platform", "processor", "cores", "threads", "packages", "blas", "variables", "command")
+    }
     assert found["environment"]["packages"]["numpy"] == np.__version__
     assert found["choices"]["backend"] == "numpy" and found["settings"]["model"]["source"] == source
     assert found["output"] == {

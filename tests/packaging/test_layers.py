@@ -17,7 +17,7 @@ PACKAGE = Path(transformer_lab.__file__).parent
 
 # From the bottom up. A part may import what lies below it, itself, and its neighbours on the same level.
 LEVELS = (
-    {"errors", "paths", "config", "memory"},
+    {"errors", "paths", "config", "memory", "environment"},
     {"backends", "charts"},
     {"model", "ffn", "cache", "checkpoints"},
     {"generation", "sources"},

@@ -7,32 +7,20 @@ never replaces anything.
 import json
 import math
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import transformer_lab
 from transformer_lab.config import Settings
+from transformer_lab.environment import environment
 from transformer_lab.errors import UnavailableError
 
 FILE_NAME = "result.json"
 SCHEMA = 1
-PACKAGES = (
-    "numpy",
-    "torch",
-    "jax",
-    "jaxlib",
-    "tokenizers",
-    "safetensors",
-    "huggingface-hub",
-    "hydra-core",
-)
 TIMINGS = ("load_s", "compile_s", "first_token_s", "prefill_tokens_per_s", "decode_tokens_per_s")
 
 
@@ -104,16 +92,6 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def environment() -> dict[str, Any]:
-    packages = {name: found for name in PACKAGES if (found := _installed_version(name)) is not None}
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": _threads(),
-        "packages": {"transformer_lab": transformer_lab.__version__} | packages,
-    }
-
-
 def _head(settings: Settings, status: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
@@ -141,21 +119,6 @@ def _model(model: Any) -> dict[str, Any]:
         "parameters": model.parameters_count,
         "active_parameters": model.active_parameters_count,
     }
-
-
-def _threads() -> int:
-    """How many threads the libraries take unless told otherwise: OMP_NUM_THREADS, else the usable cores."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
-        return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _installed_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _finite(value: Any) -> Any:
