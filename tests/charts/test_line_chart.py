@@ -116,6 +116,23 @@ def test_text_is_escaped(text):
     assert chart.root.find(SVG + "title").text == shown
 
 
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_a_reference_is_within_the_picture_and_where_the_ticks_say(logarithmic):
+    points = [(x, 0.001 * (1 + x)) for x in range(30)]
+    chart = Drawn(line_chart({"a": points}, "T", logarithmic=logarithmic, reference=(1.0, "the <limit>")), logarithmic)
+    (line,) = chart.of_class("path", "reference")
+    x, y, end = map(float, re.fullmatch(r"M([\d.]+) ([\d.]+)H([\d.]+)", line.get("d")).groups())
+    assert chart.numbers(x, y)[1] == pytest.approx(1.0, rel=0.02) and end > x + 400
+    assert chart.texts("limit") == ["the <limit>"]
+    assert chart.root.find(SVG + "desc").text.endswith("A level line marks 1: the <limit>.")
+    assert [y for _, y in chart.pieces()[0]] == pytest.approx([y for _, y in points], rel=0.05, abs=0.004)
+
+
+def test_a_reference_that_has_no_place_is_left_out():
+    chart = Drawn(line_chart({"a": [(0, 1.0), (1, 2.0)]}, "T", logarithmic=True, reference=(0.0, "nothing")), True)
+    assert not chart.of_class("path", "reference") and "nothing" not in chart.root.find(SVG + "desc").text
+
+
 def test_long_words_are_broken_or_shortened():
     name = "a name that goes on and on " * 5
     chart = Drawn(line_chart({name: [(0, 1), (1, 2)]}, "A long title. " * 12, "x " * 99, "y " * 99))

@@ -68,12 +68,14 @@ def line_chart(
     *,
     marked: Collection[str] = (),
     logarithmic: bool = False,
+    reference: tuple[float, str] | None = None,
     width: int = 640,
     height: int = 400,
 ) -> str:
     """The chart as SVG. The points of each series, (x, y), are joined in the order in which they are given.
 
     marked: the names of series that get a mark at each point and a thicker line, for measurements that are few.
+    reference: a value of y and its name, such as a limit: a level line, always within the picture.
     logarithmic: of y. What cannot be placed (None, NaN, infinity, and nothing above zero on a logarithmic axis) is a
     gap. Long series are thinned to the first, lowest, highest and last point of each column of pixels.
     """
@@ -85,6 +87,10 @@ def line_chart(
     if not xs:
         message = "There is nothing to draw: no series has a point with finite numbers."
         raise ConfigurationError(message + (" A logarithmic axis shows numbers above zero." if logarithmic else ""))
+    if reference and _placeable(0.0, reference[0], logarithmic):
+        ys.append(reference[0])
+    else:
+        reference = None
     x_low, x_high = _range(min(xs), max(xs), logarithmic=False, margin=0.0)
     y_low, y_high = _range(min(ys), max(ys), logarithmic=logarithmic, margin=0.05)
 
@@ -124,15 +130,22 @@ def line_chart(
         across, row = entries[index]
         parts.append(_legend_entry(name, across, 27 + 25 * (len(heading) - 1) + 24 * (row + 1), mark, dash, width))
         parts.append("</g>")
+    if reference:
+        level, words = _number(y_axis.place(reference[0])), _shortened(reference[1], right - left)
+        parts.append(f'<path class="reference" d="M{left} {level}H{_number(right)}"/>')
+        parts.append(f'<text class="limit" x="{_number(right)}" y="{level}" dy="-0.4em">{escape(words)}</text>')
 
     body = "\n".join(parts)
     # Two charts in one page must not share an id; the same chart keeps its own.
     unique = "chart-" + hashlib.sha256(body.encode()).hexdigest()[:12]
-    said = escape(_description(series, x_label, y_label, logarithmic))
+    said = _description(series, x_label, y_label, logarithmic)
+    if reference:
+        said += f" A level line marks {reference[0]:.4g}: {printable(reference[1])}."
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="line-chart" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" role="img" aria-labelledby="{unique}-title {unique}-desc">\n'
-        f'<title id="{unique}-title">{escape(printable(title))}</title>\n<desc id="{unique}-desc">{said}</desc>\n'
+        f'<title id="{unique}-title">{escape(printable(title))}</title>\n'
+        f'<desc id="{unique}-desc">{escape(said)}</desc>\n'
         f"<style>{_style()}</style>\n{body}\n</svg>\n"
     )
 
@@ -348,14 +361,17 @@ def _style() -> str:
         return (
             f"{chart} .back{{fill:{BACKGROUND[mode]}}}{chart} text{{fill:{ink[mode]}}}"
             f"{chart} .tick,{chart} .label{{fill:{faint[mode]}}}{chart} .grid{{stroke:{grid[mode]}}}"
-            f"{chart} .axis{{stroke:{faint[mode]}}}{chart} .mark{{stroke:{BACKGROUND[mode]}}}" + "".join(rules)
+            f"{chart} .axis{{stroke:{faint[mode]}}}{chart} .reference{{stroke:{ink[mode]}}}"
+            f"{chart} .limit{{stroke:{BACKGROUND[mode]}}}{chart} .mark{{stroke:{BACKGROUND[mode]}}}" + "".join(rules)
         )
 
     return (
         f"{chart}{{max-width:100%;height:auto;font-family:system-ui,sans-serif;font-size:{TEXT}px}}"
         f"{chart} .heading{{font-size:1.2em;font-weight:600}}"
         f"{chart} .label,{chart} .x{{text-anchor:middle}}{chart} .y{{text-anchor:end}}"
-        f"{chart} .grid,{chart} .axis,{chart} .line,{chart} .sample{{fill:none}}"
+        f"{chart} .grid,{chart} .axis,{chart} .reference,{chart} .line,{chart} .sample{{fill:none}}"
+        f"{chart} .reference{{stroke-width:1.6;stroke-dasharray:7 4}}"
+        f"{chart} .limit{{text-anchor:end;font-weight:600;stroke-width:4;paint-order:stroke}}"
         f"{chart} .line,{chart} .sample{{stroke:currentColor;stroke-width:1.3;stroke-linejoin:round}}"
         f"{chart} .marked .line,{chart} .marked .sample{{stroke-width:2.2}}"
         f"{chart} .mark{{fill:currentColor;stroke-width:1}}"
