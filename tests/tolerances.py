@@ -24,3 +24,13 @@ LOW_PRECISION_KL = {"bfloat16": 1e-3, "int8": 5e-3}
 OPTIMIZER = 1e-13
 # The largest difference of 100 training losses between two backends, absolute, in nats.
 LOSS_CURVE = {"float64": 1e-10, "float32": 1e-3}
+
+# Norms, cosines and divergences of some thousands of numbers in float64 against another formula, relative or absolute.
+MEASURE = 1e-12
+# The same by a library that computes in float32.
+MEASURE_FLOAT32 = 1e-5
+# A divergence of logits that differ by 1e-7, relative: what float64 holds of the differences.
+DIVERGENCE_OF_NOISE = 1e-5
+
+# Taps of a sound implementation in float64 against the plain operations on NumPy, relative to the largest in the tap.
+TAPS_FLOAT64 = 1e-10
