@@ -17,7 +17,7 @@ PACKAGE = Path(transformer_lab.__file__).parent
 
 # From the bottom up. A part may import what lies below it, itself, and its neighbours on the same level.
 LEVELS = (
-    {"errors", "paths", "config", "memory", "environment"},
+    {"errors", "paths", "config", "memory", "environment", "atomic_file"},
     {"backends", "charts"},
     {"model", "ffn", "cache", "checkpoints"},
     {"generation", "sources"},
@@ -30,13 +30,13 @@ LEVELS = (
 ALONE = {"tokenizers": {"errors", "paths"}, "backends": {"errors", "paths"}, "charts": {"errors"}}
 # The only files that may name a package.
 ONLY_IN = {
-    "torch": {"backends/torch.py"},
+    "torch": {"backends/torch.py", "comparison/transformers.py"},
     "jax": {"backends/jax.py"},
     "jaxlib": {"backends/jax.py"},
     "tokenizers": {"tokenizers/huggingface.py"},
     "hydra": {"composition.py"},
     "omegaconf": {"composition.py", "config.py"},
-    "transformers": set(),
+    "transformers": {"comparison/transformers.py"},
     "tiktoken": set(),
 }
 
