@@ -303,7 +303,7 @@ class LanguageModel:
         more tokens than the context holds.
         """
         options = (max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, hash_logits)
-        several = _several(prompt)
+        several = several_prompts(prompt)
         decoding = self._decoding(list(prompt) if several else [prompt], *options)  # type: ignore[list-item, arg-type]
         with enough_memory(_THIS_CALL):
             for _ in decoding:
@@ -325,7 +325,7 @@ class LanguageModel:
         hash_logits: bool = False,
     ) -> "TextStream":
         """The same for one prompt, as an iterator over pieces of text; its `result` is the Generation so far."""
-        if _several(prompt):
+        if several_prompts(prompt):
             message = "stream takes one prompt; use generate for a list of prompts."
             raise ConfigurationError(message)
         if self.tokenizer is None:
@@ -368,12 +368,16 @@ class LanguageModel:
         hashing = hash_logits or self.backend.precision == "exact"
         end, tokenizer = self.end_of_text_ids, self.tokenizer
         rows = [
-            Continuation(self._prompt_ids(text, max_new_tokens), max_new_tokens, number, end, tokenizer, stops, hashing)
+            Continuation(self.prompt_ids(text, max_new_tokens), max_new_tokens, number, end, tokenizer, stops, hashing)
             for text, number in zip(prompts, seeds, strict=True)
         ]
         return Decoding(self.engine, rows, sampling)
 
-    def _prompt_ids(self, prompt: Prompt, max_new_tokens: int) -> list[int]:
+    def prompt_ids(self, prompt: Prompt, max_new_tokens: int = 0) -> list[int]:
+        """The token ids of a prompt, after which so many new ones are to fit; an empty one starts from begin-of-text.
+
+        Raises ConfigurationError for text without a tokenizer, ids outside the vocabulary and too many tokens.
+        """
         context = self.config.context_length
         if isinstance(prompt, str):
             if self.tokenizer is None:
@@ -482,7 +486,7 @@ class TextStream:
         return self._decoding.rows[0].result(self._decoding.timing())
 
 
-def _several(prompt: Any) -> bool:
+def several_prompts(prompt: Any) -> bool:
     """Whether this is a list of prompts: a list of texts or of lists of ids, and not one text or one list of ids."""
     if hasattr(prompt, "ndim"):  # an array of any framework
         return bool(prompt.ndim == 2)

@@ -36,6 +36,45 @@ def test_the_command_is_found_in_a_fenced_block(tmp_path, readme, found):
     assert shown.stdout == (COMMAND + "\n" if found else "")
 
 
+TOOLS = ("bash", "git", "tar", "awk", "grep", "mktemp", "tail", "tee", "rm", "dirname", "mkdir", "cat", "chmod")
+# Instead of an environment: two commands that do nothing and succeed.
+PYTHON = """#!/usr/bin/env bash
+mkdir -p .venv/bin
+for name in pip python; do echo '#!/usr/bin/env bash' > .venv/bin/$name; chmod +x .venv/bin/$name; done
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "browser", "broken", "installs"),
+    [(0, False, False, True), (0, False, True, True), (0, True, False, False), (1000, False, False, False)],
+)
+def test_a_browser_is_installed_where_it_can_be_and_no_failure_of_that_counts(
+    tmp_path, user, browser, broken, installs
+):
+    tools, log = tmp_path / "tools", tmp_path / "log"
+    tools.mkdir()
+    stubs = {
+        "python3": PYTHON,
+        "id": f"#!/usr/bin/env bash\necho {user}\n",
+        "apt-get": f"#!/usr/bin/env bash\necho $* >> {log}\nexit {100 if broken else 0}\n",
+    } | ({"chromium": "#!/usr/bin/env bash\n"} if browser else {})
+    for name, text in stubs.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    for name in TOOLS:
+        (tools / name).symlink_to(shutil.which(name))
+    copy = tmp_path / "checkout"
+    (copy / ".ci").mkdir(parents=True)
+    shutil.copy(CHECKOUT / ".ci" / "run", copy / ".ci" / "run")
+    (copy / "README.md").write_text(f"```\n{COMMAND}\n```\n")
+    subprocess.run(["git", "init", "--quiet", copy], check=True)
+    done = subprocess.run([copy / ".ci" / "run"], capture_output=True, text=True, env={"PATH": str(tools)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = log.read_text().splitlines() if log.exists() else []
+    assert asked == (["update", "install -y --no-install-recommends chromium"] if installs else [])
+    assert ("are skipped" in done.stderr) is (installs and broken)
+
+
 def test_the_readme_holds_the_command():
     if "```" not in (CHECKOUT / "README.md").read_text(encoding="utf-8"):
         pytest.skip("README.md is not written yet")

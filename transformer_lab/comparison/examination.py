@@ -1,4 +1,4 @@
-"""One participant beside the truth, tap by tap: the errors it inherits and adds, and the first that no rounding explains.
+"""One participant beside the truth, tap by tap: the errors it inherits and adds, the first that is no rounding.
 
 The truth and the participant run in step, so what is held at a time are the taps of one block.
 """

@@ -163,7 +163,7 @@ class Expectation:
 
 
 def _split(name: str) -> tuple[int | None, str]:
-    """"blocks.3.attn.out" -> (3, "attn.out"); "logits" -> (None, "logits")."""
+    """ "blocks.3.attn.out" -> (3, "attn.out"); "logits" -> (None, "logits")."""
     if not name.startswith("blocks."):
         return None, name
     _, layer, local = name.split(".", 2)

@@ -65,6 +65,7 @@ class OwnModel:
         ops, config = model.backend, model.config
         compiled = ops.compile if feeding.compiled else ops.uncompiled
         inside = [name.split(".", 2)[2] for name in tap_names(config) if name.startswith("blocks.0.")]
+        self._order = ["embed", *inside, "final_norm", "logits"]
 
         def run_embedding(params: Any, ids: Any, start: Any) -> Any:
             kept = Kept(ops, ["embed"])
@@ -139,7 +140,9 @@ class OwnModel:
         for place, counts in ops.certificate.places.items():
             self.certificate[prefix + place] = counts
         ops.certificate.places.clear()
-        for name in found[0]:
+        for name in self._order:  # a compiler may hand out a dictionary sorted by its keys
+            if name not in found[0]:
+                continue
             axis = LENGTH_AXES.get(name, 1)
             parts = []
             for taps in found:

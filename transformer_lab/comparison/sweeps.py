@@ -37,8 +37,8 @@ class SweepRow:
     change: str
     elements: int = 0
     differing: int = 0
-    largest: float = 0.0
-    logits: float = 0.0
+    max_abs: float = 0.0
+    logits_max_abs: float = 0.0
     ratio: float | None = None
     tap: str | None = None
     note: str | None = None
@@ -55,6 +55,7 @@ def require_known(sweeps: Sequence[str]) -> None:
 def sweep(
     names: Sequence[str],
     model: LanguageModel,
+    participant: str,
     plain: Callable[[], LanguageModel],
     truth: OwnModel,
     token_ids: np.ndarray,
@@ -62,21 +63,24 @@ def sweep(
 ) -> Iterator[SweepRow]:
     """One row for each of `names` that this model can be given.
 
-    plain: loads the same model with ops=manual. base: what the model showed for token_ids fed at once, prompt 0.
+    participant: its name. plain: loads the same model with ops=manual. base: what the model showed for token_ids, fed
+    at once as prompt 0.
     """
     for name in names:
         if name in FEEDINGS:
             change, feeding = FEEDINGS[name]
             if name == "uncompiled" and type(model.backend).uncompiled is Backend.uncompiled:
                 continue
-            yield _row(change, OwnModel(model, feeding), truth, token_ids, base)
+            yield _row(change, OwnModel(model, feeding, participant), truth, token_ids, base)
         elif name == "manual" and model.backend.precision != "exact":  # which has one version of each operation
-            yield _row("manual operations", OwnModel(plain()), truth, token_ids, base)
+            yield _row("manual operations", OwnModel(plain(), name=participant), truth, token_ids, base)
         elif name == "threads":
             note = None
             if not model.backend.in_place:
                 note = f"the {model.backend.name} backend fixes its threads when the process starts"
-            yield _row("1 thread", OwnModel(model), truth, token_ids, base, threadpool_limits(1), note)
+            yield _row(
+                "1 thread", OwnModel(model, name=participant), truth, token_ids, base, threadpool_limits(1), note
+            )
 
 
 def _row(

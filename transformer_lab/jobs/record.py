@@ -4,17 +4,14 @@ A record is written to a temporary name and renamed, so that there is a whole on
 never replaces anything.
 """
 
-import json
-import math
-import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformer_lab.atomic_file import write_json
 from transformer_lab.config import Settings
 from transformer_lab.environment import environment
 from transformer_lab.errors import UnavailableError
@@ -57,21 +54,7 @@ def failed(settings: Settings, error: BaseException, exit_code: int) -> dict[str
 def write(folder: Path, record: Mapping[str, Any]) -> Path:
     """Writes `record` as result.json into `folder`: the path. Raises UnavailableError where the disk refuses."""
     path = folder / FILE_NAME
-    text = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=".result-", suffix=".json", dir=folder)
-        try:
-            # backslashreplace: half a character of a file name becomes \\udcXX, which JSON reads back
-            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
-    except OSError as error:
-        message = f"{path} cannot be written: {error.strerror or error}."
-        raise UnavailableError(message) from error
+    write_json(path, record)
     return path
 
 
@@ -119,14 +102,3 @@ def _model(model: Any) -> dict[str, Any]:
         "parameters": model.parameters_count,
         "active_parameters": model.active_parameters_count,
     }
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity; both become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return value

@@ -1,0 +1,63 @@
+"""No false alarm: 204 random models, of few shapes, on every backend; and what the bounds say is not far too much."""
+
+import numpy as np
+import pytest
+
+from transformer_lab.comparison.examination import examine
+from transformer_lab.comparison.own_model import OwnModel
+from transformer_lab.config import component
+from transformer_lab.ffn.dense import Dense
+from transformer_lab.language_model import assemble
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.parameters import shapes
+
+SEEDS = 17
+SHAPES = {
+    "gpt2": ModelConfig(
+        vocab_size=101, context_length=24, hidden_size=32, num_layers=2, num_heads=4, ffn=Dense(size=128)
+    ),
+    "llama": ModelConfig(
+        vocab_size=101,
+        context_length=24,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        ffn=Dense(size=48, activation="silu", gated=True, bias=False),
+        position="rotary",
+        norm="rms_norm",
+        norm_epsilon=1e-6,
+        attention_bias=False,
+        tied_head=False,
+    ),
+}
+
+
+def random_arrays(config, seed):
+    """Weights of a size that differs from model to model: calm ones, and ones whose scores and activations are wild."""
+    generator = np.random.default_rng(seed)
+    size = 10.0 ** generator.uniform(-2.0, 0.0)
+    arrays = {}
+    for name, shape in shapes(config).items():
+        array = generator.standard_normal(shape) * size
+        arrays[name] = (array + 1.0 if name.endswith(".weight") else array).astype(np.float32)
+    return arrays
+
+
+@pytest.mark.parametrize("ops", ["fused", "manual"])
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_sound_models_stay_below_every_bound(shape, backend, ops):
+    config = SHAPES[shape]
+    arrays = random_arrays(config, 0)
+    truth = OwnModel(assemble(config, arrays, component("backend", "numpy", precision="float64", ops="manual")))
+    participant = OwnModel(assemble(config, arrays, component("backend", backend, precision="float32", ops=ops)))
+    largest = []
+    for seed in range(SEEDS):
+        for model in (truth.model, participant.model):
+            model.replace_weights(random_arrays(config, seed))
+        ids = np.random.default_rng(seed).integers(0, config.vocab_size, config.context_length)
+        found = examine(participant, truth, [ids])
+        assert found.first_divergence() is None
+        largest.append(found.worst().ratio)
+    assert min(largest) > 0.1  # a bound that nothing comes near would let everything pass

@@ -1,0 +1,52 @@
+"""Whether exact mode gave the same bits to all, tap by tap, and its certificate: roundings, and doubtful ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from transformer_lab.comparison.spool import Spool
+
+
+@dataclass
+class Exactness:
+    """Collects the taps of participants in exact mode: the first one's go to disk, the others are held against them.
+
+    differing: {participant: {tap: elements that are not equal to the first one's}}; certificate: {participant:
+    {tap: (roundings, doubtful ones)}}.
+    """
+
+    folder: Path
+    differing: dict[str, dict[str, int]] = field(default_factory=dict)
+    certificate: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
+    first: Spool | None = None
+
+    def begin(self, participant: str) -> None:
+        self.differing[participant] = {}
+        if len(self.differing) == 1:
+            self.first = Spool(self.folder)
+
+    def look_on(self, prompt: int, name: str, value: np.ndarray) -> None:
+        """Takes a tap of the participant that was begun last."""
+        assert self.first is not None
+        participant = list(self.differing)[-1]
+        counts = self.differing[participant]
+        counts.setdefault(name, 0)
+        if len(self.differing) == 1:
+            self.first.write(prompt, name, value)
+            return
+        before = self.first.read(prompt, name)
+        counts[name] += value.size if before is None else int(np.count_nonzero(before != value))
+
+    @property
+    def identical(self) -> bool:
+        return not any(count for counts in self.differing.values() for count in counts.values())
+
+    def first_difference(self, order: Sequence[str]) -> tuple[str, str, int] | None:
+        """(tap, participant, elements) of the first tap that differs, or None."""
+        for tap in order:
+            for participant, counts in self.differing.items():
+                if counts.get(tap, 0):
+                    return tap, participant, counts[tap]
+        return None

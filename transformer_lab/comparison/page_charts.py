@@ -1,0 +1,130 @@
+"""The charts of report.html: ratio, errors and signal-to-noise along the depth of the model, from a report's dict."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformer_lab.charts.line_chart import Point, line_chart
+from transformer_lab.comparison.html import Html, text
+from transformer_lab.comparison.summary import largest_ratio, rows_of
+
+MOST_LINES = 6  # more participants than that are left out of the charts; those with the largest ratios stay
+WIDTH, HEIGHT = 540, 340  # half of a wide page; letters are still read where it is all of a narrow one
+BOUND = (1.0, "the bound")
+MOST_POINTS = 400  # of a line; beyond it, neighbours share a point
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+def depths(taps: Sequence[str]) -> dict[str, float]:
+    """Where each tap lies on an axis of blocks: block 3 between 3 and 4, what comes after the blocks behind them.
+
+    Taps without blocks, of somebody's own program, are numbered.
+    """
+    order = list(dict.fromkeys(taps))
+    blocks = [int(found[1]) if (found := _BLOCK.match(tap)) else None for tap in order]
+    known = [block for block in blocks if block is not None]
+    if not known:
+        return {tap: float(place) for place, tap in enumerate(order)}
+    groups: dict[int, list[str]] = {}
+    last = -1  # what stands before the first block counts as the end of an empty one before it
+    for tap, block in zip(order, blocks, strict=True):
+        last = block if block is not None else max(known) + 1 if last >= 0 else -1
+        groups.setdefault(last, []).append(tap)
+    return {
+        tap: max(block, 0) + (place / len(members) if block >= 0 else 0.0)
+        for block, members in groups.items()
+        for place, tap in enumerate(members)
+    }
+
+
+def drawn_participants(report: Mapping[str, Any]) -> list[str]:
+    """The participants in the charts: all, or of many those with the largest ratios, in their order."""
+    names = [participant["name"] for participant in report["participants"]]
+    names = [name for name in names if rows_of(report["taps"], name)]
+    largest = {name: (largest_ratio(rows_of(report["taps"], name)) or {"ratio": -1.0})["ratio"] for name in names}
+    kept = sorted(names, key=lambda name: largest[name], reverse=True)[:MOST_LINES]
+    return [name for name in names if name in kept]
+
+
+def overview(report: Mapping[str, Any]) -> Html:
+    """All participants: the largest ratio of each block, and the signal-to-noise ratio."""
+    names, places = drawn_participants(report), _places(report)
+    ratios = {name: _largest_of_each_block(_points(report, name, "ratio", places)) for name in names}
+    signals = {name: _points(report, name, "snr_db", places) for name in names}
+    return _grid(
+        _figure(
+            ratios,
+            "Error / bound, by block",
+            "How far operations are off by themselves, over what rounding can do: the largest of each block. "
+            "Above 1 it is a defect.",
+            y_label="error / bound",
+            logarithmic=True,
+            reference=BOUND,
+            marked=names,
+        ),
+        _figure(
+            signals,
+            "Signal-to-noise ratio",
+            "How far the values stand out of their error. 20 dB more is ten times less error.",
+            y_label="dB",
+        ),
+    )
+
+
+def participant_charts(report: Mapping[str, Any]) -> Html:
+    """Two for each participant: its ratio at every tap; its total error, and what of it is added and inherited."""
+    figures, places = [], _places(report)
+    for name in drawn_participants(report):
+        lines = {
+            "total": _points(report, name, "rms", places),
+            "added": _points(report, name, "added_rms", places),
+            "inherited": _points(report, name, "inherited_rms", places),
+        }
+        ratio = {"error / bound": _points(report, name, "ratio", places)}
+        figures += [
+            _figure(ratio, f"{name}: error / bound", y_label="error / bound", logarithmic=True, reference=BOUND),
+            _figure(lines, f"{name}: RMS error", y_label="RMS error", logarithmic=True),
+        ]
+    return _grid(*figures)
+
+
+def _places(report: Mapping[str, Any]) -> dict[str, float]:
+    return depths([row["tap"] for row in report["taps"]])
+
+
+def _points(report: Mapping[str, Any], name: str, field: str, places: Mapping[str, float]) -> list[Point]:
+    rows = rows_of(report["taps"], name)
+    points: list[Point] = [(places[row["tap"]], row[field]) for row in rows]
+    size = -(-len(points) // MOST_POINTS)
+    if size <= 1:
+        return points
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    # Of neighbours that share a point, the largest is shown: none that lies above the bound is lost.
+    return [max(group, key=lambda point: -math.inf if point[1] is None else point[1]) for group in groups]
+
+
+def _largest_of_each_block(points: Sequence[Point]) -> list[Point]:
+    groups: dict[int, list[float]] = {}
+    for x, y in points:
+        if y is not None and math.isfinite(y):
+            groups.setdefault(int(x), []).append(y)
+    return [(block, max(group)) for block, group in groups.items()]
+
+
+def _figure(
+    lines: Mapping[str, Sequence[Point]], title: str, said: str = "", *, logarithmic: bool = False, **options: Any
+) -> Html:
+    """Nothing, if there is no number that could be drawn."""
+    values = [y for points in lines.values() for _, y in points if y is not None and math.isfinite(y)]
+    if not any(1e-300 < value < 1e300 if logarithmic else abs(value) < 1e300 for value in values):
+        return Html("")
+    in_blocks = any(x != int(x) for points in lines.values() for x, _ in points)
+    axis = "block" if in_blocks else "tap"
+    svg = line_chart(lines, title[:80], axis, logarithmic=logarithmic, width=WIDTH, height=HEIGHT, **options)
+    caption = f"<figcaption>{text(said)}</figcaption>" if said else ""
+    return Html(f"<figure>{svg}{caption}</figure>\n")
+
+
+def _grid(*figures: Html) -> Html:
+    return Html(f'<div class="charts">{"".join(figures)}</div>\n' if any(figures) else "")

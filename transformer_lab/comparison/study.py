@@ -1,0 +1,136 @@
+"""The whole comparison, `lab.compare`: one participant after the other beside the truth, then the verdict.
+
+Models are loaded one at a time and forgotten again; what they showed and is needed later waits on disk.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformer_lab.comparison.continuations import continuations, greedy
+from transformer_lab.comparison.exactness import Exactness
+from transformer_lab.comparison.examination import examine
+from transformer_lab.comparison.gradients import compare_gradients
+from transformer_lab.comparison.own_model import OwnModel
+from transformer_lab.comparison.participant import Participant
+from transformer_lab.comparison.report import Part, Report, report_of
+from transformer_lab.comparison.spool import Spool
+from transformer_lab.comparison.sweeps import require_known, sweep
+from transformer_lab.errors import ConfigurationError
+from transformer_lab.ffn.dense import Dense
+from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
+
+Progress = Callable[[str, int, int], None]
+
+
+def compare(
+    source: str | PathLike[str],
+    prompts: Prompt | Sequence[Prompt],
+    backends: Sequence[Any] = ("numpy", "torch", "jax"),
+    precision: str = "float32",
+    *,
+    ops: Any = "fused",
+    participants: Sequence[Participant] = (),
+    exact: bool = True,
+    gradients: bool = False,
+    sweeps: Sequence[str] = (),
+    new_tokens: int = 32,
+    runs: int = 2,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Runs one model on several backends, and whoever else takes part, beside the truth: NumPy in float64, plainly.
+
+    source, precision, ops: as for load_model. prompts: a text, token ids, or a list of either, none longer than the
+    context. backends: names under conf/backend, or Backend objects that are built (precision and ops are then theirs).
+    participants: others, see `participant.py`.
+    exact: also run the backends that were given by name in exact mode, where all must be equal bit for bit.
+    gradients: of the loss of the first prompt, on backends that train. sweeps: names out of `sweeps.SWEEPS`, on the
+    first prompt. new_tokens: how far each backend continues the prompts, `runs` times; no further than the context
+    goes. options: further arguments of load_model (revision, weights, seed, ffn, device).
+    progress(what, done, total) is called on the way.
+
+    Raises ConfigurationError, InputFileError or UnavailableError; each says in words what to do.
+    """
+    begin = time.perf_counter()
+    require_known(sweeps)
+    for name, value, least in (("new_tokens", new_tokens, 0), ("runs", runs, 1)):
+        if value < least:
+            message = f"{name} is {value}; it must be at least {least}."
+            raise ConfigurationError(message)
+    chosen = dict(options or {})
+    true_model = load_model(source, "numpy", "float64", "manual", **chosen)
+    if not isinstance(true_model.config.ffn, Dense):
+        message = (
+            f"The feed-forward network of {source} is {type(true_model.config.ffn).__name__}; the comparison knows "
+            "the operations of Dense alone."
+        )
+        raise ConfigurationError(message)
+    truth = OwnModel(true_model)
+    listed: list[Any] = list(prompts) if several_prompts(prompts) else [prompts]
+    if not listed:
+        message = "The list of prompts is empty; give at least one."
+        raise ConfigurationError(message)
+    ids = [np.asarray(true_model.prompt_ids(prompt)) for prompt in listed]
+    new_tokens = min(new_tokens, true_model.config.context_length - max(map(len, ids)))
+    true_tokens = [found.token_ids for found in greedy(true_model, ids, new_tokens)] if new_tokens else []
+    runs_of_ours = [(backend, precision) for backend in backends]
+    if exact and precision != "exact":
+        runs_of_ours += [(backend, "exact") for backend in backends if isinstance(backend, str)]
+    total = len(runs_of_ours) + len(participants)
+    parts: list[Part] = []
+    with tempfile.TemporaryDirectory(prefix="transformer-lab-") as folder:
+        bits = Exactness(Path(folder) / "exact")
+        for number, (backend, wanted) in enumerate(runs_of_ours):
+
+            def load(ops: Any, backend: Any = backend, wanted: str = wanted) -> LanguageModel:
+                return load_model(source, backend, wanted, ops, **chosen)
+
+            model = load(ops)
+            own = OwnModel(model)
+            own.name = _unused(own.name, parts)
+            if progress:
+                progress(own.name, number, total)
+            plain = Spool(Path(folder) / str(number))
+            if exactly := own.precision == "exact":
+                bits.begin(own.name)
+
+            def look_on(
+                prompt: int, name: str, value: np.ndarray, plain: Spool = plain, exactly: bool = exactly
+            ) -> None:
+                if sweeps and prompt == 0:
+                    plain.write(prompt, name, value)
+                if exactly:
+                    bits.look_on(prompt, name, value)
+
+            part = Part(own, examine(own, truth, ids, look_on))
+            if exactly:
+                bits.certificate[own.name] = part.examination.certificate
+            if new_tokens and wanted == precision:
+                part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs)
+            if gradients and wanted == precision and len(ids[0]) > 1:
+                part.gradients = compare_gradients(model, true_model, own.name, ids[0])
+            part.sweeps = list(sweep(sweeps, model, own.name, partial(load, "manual"), truth, ids[0], plain))
+            parts.append(part)
+            del model, own, part, load  # before the next one is loaded
+        for number, participant in enumerate(participants, start=len(runs_of_ours)):
+            if progress:
+                progress(participant.name, number, total)
+            parts.append(Part(participant, examine(participant, truth, ids)))
+    if progress:
+        progress("report", total, total)
+    texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
+    return report_of(true_model, precision, texts, ids, parts, bits, time.perf_counter() - begin)
+
+
+def _unused(name: str, parts: Sequence[Part]) -> str:
+    """The name, or with a number behind it if somebody has it."""
+    names = {part.participant.name for part in parts}
+    numbered = (f"{name} ({number})" for number in range(2, len(parts) + 3))
+    return next(found for found in (name, *numbered) if found not in names)
