@@ -86,6 +86,7 @@ class Transformers:
 
     In float64 all is float64: norms, softmax and rotary angles of Llama round to float32 in transformers whatever its
     weights are, and these places are widened. Attention is the eager one, since others do not show their scores.
+    In bfloat16 every value is rounded, which our backends do with products alone.
 
     Raises ConfigurationError, InputFileError or UnavailableError, in words.
     """
