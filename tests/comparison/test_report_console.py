@@ -1,0 +1,106 @@
+"""The report on the console: it fits 80 columns, cuts nothing off, steers no terminal, and has the report's numbers."""
+
+import io
+from pathlib import Path
+
+import pytest
+import report_cases
+from report_cases import defect, hostile, large, sound
+from rich.console import Console
+
+from transformer_lab.comparison.console import print_report, tables
+
+
+def printed(report, width=80, page=None, **options):
+    file = io.StringIO()
+    print_report(report, Console(file=file, width=width, **options), page)
+    return file.getvalue()
+
+
+def cells(line):
+    """The cells of a row: they stand two blanks apart."""
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def row_of(text, begin):
+    return next(cells(line) for line in text.splitlines() if line.lstrip().startswith(begin))
+
+
+@pytest.mark.parametrize("case", ["sound", "defect", "hostile", "empty", "large"])
+def test_it_fits_80_columns_and_steers_nothing(case):
+    text = printed(getattr(report_cases, case)())
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert "…" not in text  # nothing was cut to fit
+    for participant in getattr(report_cases, case)()["participants"]:
+        if case == "large":
+            assert participant["name"].split()[0] in text
+
+
+@pytest.mark.parametrize("case", ["sound", "large"])
+def test_the_verdict_first_and_one_row_for_each_participant(case):
+    report = getattr(report_cases, case)()
+    text = printed(report)
+    assert " ".join(text.split()).startswith(f"Sound. {report['verdict']['sentence']}")
+    row = row_of(text, "torch float32")
+    taps = [tap for tap in report["taps"] if tap["participant"] == "torch float32"]
+    largest = max(taps, key=lambda tap: tap["ratio"])
+    assert row[0] == "torch float32" and row[2] == largest["tap"]
+    numbers = [float(row[1]), float(row[3]), float(row[4])]
+    assert numbers == pytest.approx([largest["ratio"], taps[-1]["rms"], 5e-13], rel=0.06)
+    assert row[5:] == ["99.74%", "32/32"]
+
+
+def test_a_defect_says_where_and_how_much():
+    text = printed(defect())
+    assert text.startswith("Defect. A defect: blocks.2.attn.scores on torch float32 differs by")
+    assert row_of(text, "norm_epsilon:") == ["norm_epsilon: numpy float32 1e-05, torch float32 1e-06"]
+    assert row_of(text, "First divergence") == ["First divergence", "blocks.2.attn.scores on torch float32 (float32)"]
+    for begin, said in (("value", "0.0213"), ("expected", "0.1204"), ("bound", "1.2e-4"), ("error / bound", "812")):
+        assert row_of(text, begin) == [begin, said]
+    assert row_of(text, "element") == ["element", "prompt 2, [0, 3, 2, 1]"]
+    assert "First divergence" not in printed(sound())
+
+
+def test_sweeps_stand_below_their_participant():
+    lines = printed(sound()).splitlines()
+    place = max(i for i, line in enumerate(lines) if line.startswith("torch float32"))
+    assert cells(lines[place + 1]) == ["1 thread", "0", "0", "0", "-"]
+    assert cells(lines[place + 2]) == ["batch of 3", "4,321", "2.0e-6", "0.1", "blocks.0.attn.out"]
+    report = sound()
+    report["sweeps"] *= 20
+    assert "And 120 more rows in report.json." in printed(report)
+    report["sweeps"] = []
+    assert "one thing changed" not in printed(report) and len(tables(report)) == 2
+
+
+def test_the_path_of_the_page_stays_in_one_piece():
+    path = Path("/") / ("long" * 40) / "report.html"
+    assert printed(sound(), page=path).splitlines()[-1] == f"The whole report: {path}"
+    assert "The whole report" not in printed(sound())
+
+
+def test_names_are_no_commands():
+    report = sound(names=("[red]a[/red] [link=x]float32", "b float32"))
+    assert "[red]a[/red] [link=x]" in printed(report)
+    shown = printed(hostile())
+    assert "\\x1b[31m" in shown and "\x1b" not in shown
+    assert "\x1b[" in printed(large(), force_terminal=True)  # in a terminal it has colours
+
+
+def test_a_pipe_that_knows_only_ascii_gets_ascii():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    print_report(defect(), Console(file=file, width=80), Path("report.html"))
+    file.flush()
+    assert b"First divergence" in file.buffer.getvalue()
+
+
+def test_a_ratio_that_is_no_number_is_not_lost():
+    report = defect()
+    for row in report["taps"]:
+        if row["participant"] == "torch float32" and row["tap"] == "blocks.2.attn.scores":
+            row["ratio"] = None
+    report["first_divergence"]["ratio"] = report["first_divergence"]["value"] = None
+    text = printed(report)
+    assert row_of(text, "torch float32")[1:3] == ["infinite", "blocks.2.attn.scores"]
+    assert row_of(text, "value") == ["value", "-"]
