@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transformer_lab.comparison.study import compare
     from transformer_lab.config import available_backends
     from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
     from transformer_lab.generation.continuation import Generation
@@ -26,6 +27,7 @@ _HOME = {
     "LanguageModel": "transformer_lab.language_model",
     "UnavailableError": "transformer_lab.errors",
     "available_backends": "transformer_lab.config",
+    "compare": "transformer_lab.comparison.study",
     "load_model": "transformer_lab.language_model",
     "load_tokenizer": "transformer_lab.sources",
     "train_tokenizer": "transformer_lab.tokenizers",
@@ -40,6 +42,7 @@ __all__ = [
     "UnavailableError",
     "__version__",
     "available_backends",
+    "compare",
     "load_model",
     "load_tokenizer",
     "train_tokenizer",

@@ -28,19 +28,22 @@ from transformer_lab.paths import data_folder
 
 # Taken as typed, and never given to Hydra.
 PROMPT_KEYS = ("prompt", "prompt_file", "prompt_ids", "prompts")
-PATH_KEYS = ("model.source", "tokenizer.source", "data.path", "data.validation", "job.resume", "job.output")
+PATH_KEYS = ("model.source", "tokenizer.source", "data.path", "data.validation", "job.resume", "job.output", "job.dump")
 FREE_TEXT_KEYS = (*PROMPT_KEYS, "stop", *PATH_KEYS)
 
 
 def take_free_text(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Separates the free text (`prompt=...`) from what Hydra is to read; a leading + or ++ says nothing more.
 
-    One pair of outer quotes is dropped. Of several words with the same key the last one counts.
+    One pair of outer quotes is dropped. Of several words with the same key the last one counts. The name of a job may
+    stand for `job`: `compare.runs=3` is `job.runs=3`.
     """
+    of_a_job = re.compile(r"([+~]{0,2})(?:" + "|".join(map(re.escape, names("job"))) + r")\.(?=\w+=)")
     pattern = re.compile(r"\+{0,2}(" + "|".join(map(re.escape, FREE_TEXT_KEYS)) + r")=(.*)", re.DOTALL)
     texts: dict[str, str] = {}
     rest = []
     for word in words:
+        word = of_a_job.sub(r"\1job.", word) if of_a_job.match(word) else word
         if match := pattern.fullmatch(word):
             key, text = match.groups()
             quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
