@@ -157,7 +157,7 @@ def test_the_verdict_stands_first_and_differs_in_more_than_colour(pages):
 def test_the_first_divergence_in_detail(pages):
     box = next(tree(pages["defect"]).find("body/main").iter("section"))
     said = dict(zip(map(words, box.iter("dt")), map(words, box.iter("dd")), strict=True))
-    assert said["Where"] == "blocks.2.attn.scores on torch float32, float32"
+    assert said["Where"] == "blocks.2.attn.scores on torch float32"
     assert said["Error over bound"] == "812" and said["Bound"].startswith("1.22e-4,")
     assert said["Element"] == "[0, 3, 2, 1] of prompt 2"
     assert float(said["Value"]) == 0.0213 and said["Expected"].startswith("0.1204,")
@@ -287,6 +287,7 @@ def test_the_charts_have_titles_and_the_bound(pages):
     bounds = [any("reference" in (p.get("class") or "") for p in chart.iter(SVG + "path")) for chart in charts]
     assert bounds == [True, False] * 6
     said = words(charts[3].find(SVG + "desc"))
+    assert words(charts[0].find(SVG + "desc")).startswith("Line chart of error / bound over block, on a logarithmic")
     assert "rms error" in said.lower() and "total: 159 points" in said and "inherited:" in said
 
 

@@ -66,8 +66,8 @@ def table(
     rest = f'<p class="more">and {more:,} more in report.json</p>' if more else ""
     spoken = text(caption)
     return Html(
-        f'<div class="scroll {css}" role="region" aria-label="{spoken}" tabindex="0">\n<table><caption>{spoken}'
-        f"</caption>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody></table></div>\n{rest}"
+        f'<div class="scroll {css}" role="region" aria-label="{spoken}" tabindex="0">\n<table><caption><span>{spoken}'
+        f"</span></caption>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody></table></div>\n{rest}"
     )
 
 

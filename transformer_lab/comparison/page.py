@@ -137,9 +137,10 @@ def _first_divergence(report: Report) -> Html:
     found = report["first_divergence"]
     if not found:
         return Html("")
-    value, expected = found["value"], found["expected"]
+    value, expected, who = found["value"], found["expected"], str(found["participant"])
+    precision = "" if str(found["precision"]) in who else f", {found['precision']}"
     pairs: list[tuple[str, object]] = [
-        ("Where", Html(f"{code(found['tap'])} on {name(found['participant'])}, {text(found['precision'])}")),
+        ("Where", Html(f"{code(found['tap'])} on {name(who)}{text(precision)}")),
         ("Error over bound", Html(f'<strong class="over">{number(found["ratio"])}</strong>')),
         ("Element", f"{found['position']} of prompt {found['prompt'] + 1}" if found["prompt"] is not None else DASH),
         ("Value", number(value, 8)),
@@ -194,17 +195,16 @@ def _participants(report: Report) -> Html:
 
 
 def _what(participant: Mapping[str, Any]) -> str:
-    known = (participant["kind"], participant["version"], participant["device"], participant["precision"])
+    precision = participant["precision"] if str(participant["precision"]) not in participant["name"] else None
+    known = (participant["kind"], participant["version"], participant["device"], precision)
     return ", ".join(str(value) for value in known if value is not None)
 
 
 def first_difference(row: Summary) -> str:
-    """The text of a participant in a few words: at which generated token it leaves the truth's."""
+    """At which generated token a participant leaves the truth, in the prompt where that is earliest."""
     if row.first_difference is not None:
-        return f"token {row.first_difference + 1:,}" + (f" of {row.tokens:,}" if row.tokens is not None else "")
-    if row.agreement is None or row.tokens is None:
-        return DASH
-    return f"none in {row.tokens:,}"
+        return f"token {row.first_difference + 1:,}"
+    return DASH if row.tokens is None else f"none in {row.tokens:,}"
 
 
 def _glossary() -> Html:
@@ -232,7 +232,7 @@ def _charts(report: Report) -> Html:
     said = ""
     if largest:
         who, where = name(largest["participant"]), code(largest["tap"])
-        said = paragraph(Html(f"Nearest to its bound: {where} on {who}, with {text(number(largest['ratio']))} of it."))
+        said = paragraph(Html(f"Largest error over its bound: {text(number(largest['ratio']))}, at {where} on {who}."))
     heading = "<h3>One by one: the ratio of every tap; the error that operations add, inherit, and both together</h3>\n"
     left_out = len(report["participants"]) - len(drawn_participants(report))
     more = paragraph(f"and {left_out:,} more participants in report.json", "more") if left_out > 0 else ""
@@ -248,6 +248,7 @@ def _exact(report: Report) -> Html:
         return Html("")
     names = exact["participants"]
     same = "gave the same bits at every tap" if exact["identical"] else "did not give the same bits"
+    same = same if len(names) > 1 else "is alone in exact mode: there is nothing to hold its bits against"
     said = f"{', '.join(map(str, names))} {same}."
     if exact["roundings"]:
         said += (

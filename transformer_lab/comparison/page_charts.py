@@ -49,7 +49,8 @@ def drawn_participants(report: Mapping[str, Any]) -> list[str]:
 
 def overview(report: Mapping[str, Any]) -> Html:
     """All participants: the largest ratio of each block, and the signal-to-noise ratio."""
-    names, places = drawn_participants(report), _places(report)
+    names = drawn_participants(report)
+    places, axis = _places(report)
     ratios = {name: _largest_of_each_block(_points(report, name, "ratio", places)) for name in names}
     signals = {name: _points(report, name, "snr_db", places) for name in names}
     return _grid(
@@ -58,6 +59,7 @@ def overview(report: Mapping[str, Any]) -> Html:
             "Error / bound, by block",
             "How far operations are off by themselves, over what rounding can do: the largest of each block. "
             "Above 1 it is a defect.",
+            x_label=axis,
             y_label="error / bound",
             logarithmic=True,
             reference=BOUND,
@@ -67,6 +69,7 @@ def overview(report: Mapping[str, Any]) -> Html:
             signals,
             "Signal-to-noise ratio",
             "How far the values stand out of their error. 20 dB more is ten times less error.",
+            x_label=axis,
             y_label="dB",
         ),
     )
@@ -74,7 +77,8 @@ def overview(report: Mapping[str, Any]) -> Html:
 
 def participant_charts(report: Mapping[str, Any]) -> Html:
     """Two for each participant: its ratio at every tap; its total error, and what of it is added and inherited."""
-    figures, places = [], _places(report)
+    figures = []
+    places, axis = _places(report)
     for name in drawn_participants(report):
         lines = {
             "total": _points(report, name, "rms", places),
@@ -83,14 +87,23 @@ def participant_charts(report: Mapping[str, Any]) -> Html:
         }
         ratio = {"error / bound": _points(report, name, "ratio", places)}
         figures += [
-            _figure(ratio, f"{name}: error / bound", y_label="error / bound", logarithmic=True, reference=BOUND),
-            _figure(lines, f"{name}: RMS error", y_label="RMS error", logarithmic=True),
+            _figure(
+                ratio,
+                f"{name}: error / bound",
+                x_label=axis,
+                y_label="error / bound",
+                logarithmic=True,
+                reference=BOUND,
+            ),
+            _figure(lines, f"{name}: RMS error", x_label=axis, y_label="RMS error", logarithmic=True),
         ]
     return _grid(*figures)
 
 
-def _places(report: Mapping[str, Any]) -> dict[str, float]:
-    return depths([row["tap"] for row in report["taps"]])
+def _places(report: Mapping[str, Any]) -> tuple[dict[str, float], str]:
+    """`depths`, and what the axis counts."""
+    taps = [row["tap"] for row in report["taps"]]
+    return depths(taps), "block" if any(_BLOCK.match(tap) for tap in taps) else "tap"
 
 
 def _points(report: Mapping[str, Any], name: str, field: str, places: Mapping[str, float]) -> list[Point]:
@@ -119,9 +132,7 @@ def _figure(
     values = [y for points in lines.values() for _, y in points if y is not None and math.isfinite(y)]
     if not any(1e-300 < value < 1e300 if logarithmic else abs(value) < 1e300 for value in values):
         return Html("")
-    in_blocks = any(x != int(x) for points in lines.values() for x, _ in points)
-    axis = "block" if in_blocks else "tap"
-    svg = line_chart(lines, title[:80], axis, logarithmic=logarithmic, width=WIDTH, height=HEIGHT, **options)
+    svg = line_chart(lines, title[:80], logarithmic=logarithmic, width=WIDTH, height=HEIGHT, **options)
     caption = f"<figcaption>{text(said)}</figcaption>" if said else ""
     return Html(f"<figure>{svg}{caption}</figure>\n")
 

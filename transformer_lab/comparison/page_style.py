@@ -42,8 +42,9 @@ dd{margin:0;font-variant-numeric:tabular-nums}
 overflow-wrap:normal}
 .scroll.tall{max-height:75vh}
 table{border-collapse:separate;border-spacing:0;width:100%;font-size:.9rem;line-height:1.4}
-caption{text-align:left;color:var(--faint);padding:.55rem .8rem}
-th,td{padding:.32rem .8rem;text-align:right;vertical-align:top;white-space:nowrap;font-variant-numeric:tabular-nums;
+caption{text-align:left;color:var(--faint);padding:.55rem .6rem}
+caption span{display:inline-block;position:sticky;left:.6rem;max-width:calc(100vw - 4rem)}
+th,td{padding:.32rem .6rem;text-align:right;vertical-align:top;white-space:nowrap;font-variant-numeric:tabular-nums;
 border-top:1px solid var(--rule)}
 thead th{background:var(--panel);white-space:normal;min-width:4.5rem;vertical-align:bottom;font-weight:600}
 thead tr+tr th{border-top:0;font-weight:400;color:var(--faint)}

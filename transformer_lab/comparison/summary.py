@@ -12,7 +12,8 @@ class Summary:
 
     taps: how many were compared; nearest: at how many it is nearest to the truth. rms, snr_db: of the total error at
     the logits. kl: from the truth, in nats. top_1: share of positions with the truth's most likely token.
-    agreement, tokens: how many generated tokens agree with the truth's before the first that differs, of how many.
+    agreement, tokens: how many generated tokens agree with the truth's before the first that differs, of how many,
+    summed over the prompts; first_difference: the smallest index, from 0, of one that differs.
     What is not known is None.
     """
 
