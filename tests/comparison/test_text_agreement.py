@@ -194,6 +194,14 @@ def test_what_rounding_leaves_open_is_undecided():
     assert resampled(np.zeros((1, 2)), [1], Sampling(1.0, min_p=1.0), last) == [1]
 
 
+def test_a_draw_at_the_edge_of_two_candidates_is_undecided():
+    drawn = np.random.default_rng(0).random()
+    for shift, expected in ((0, None), (1e-14, None), (-1e-14, None), (1e-10, 0), (-1e-10, 1)):
+        first = drawn + shift  # the probability of token 0
+        logits = np.array([[0.0, np.log((1 - first) / first)]])
+        assert resampled(logits, [0], Sampling(1.0), 0) == [expected]
+
+
 def test_logits_that_allow_no_choice_are_undecided():
     for row in ([np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]):
         assert resampled(np.array([row]), [0], Sampling(1.0), 0) == [None]

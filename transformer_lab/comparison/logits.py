@@ -144,6 +144,6 @@ def _divergence(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
     p = np.exp(log_p)
     with np.errstate(invalid="ignore", over="ignore"):
         log_ratio = np.where(log_p == log_q, 0.0, log_q - log_p)  # equal: also where both are -inf
-        near = np.where(p > 0.0, p * (np.expm1(np.minimum(log_ratio, 1.0)) - log_ratio), 0.0)
-        far = np.exp(log_q) - p - np.where(p > 0.0, p * log_ratio, 0.0)  # here exp(d) could overflow
+        near = np.where(p > 0.0, p * (np.expm1(log_ratio) - log_ratio), 0.0)
+        far = np.exp(log_q) - p - np.where(p > 0.0, p * log_ratio, 0.0)  # here exp(d) may overflow
         return np.where(log_ratio < 1.0, near, far).sum(axis=1)
