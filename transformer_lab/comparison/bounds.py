@@ -40,7 +40,8 @@ class Units:
 
     inner: of each step inside an operation. stored: of an operation's result, where it is kept. kernel: of the inputs
     and the result of a product whose kernel is stored in fewer bits. levels: the kernel's columns are stored in that
-    many steps on each side of 0 (int8). smallest: results below it may be flushed to 0.
+    many steps on each side of 0 (int8). smallest: results below it may be flushed to 0. activation: of each step of an
+    activation function, relative to its argument, where these are kept, too.
     """
 
     inner: float
@@ -48,6 +49,7 @@ class Units:
     kernel: float = 0.0
     levels: int = 0
     smallest: float = 2.0**-126
+    activation: float = 0.0
 
     def gamma(self, terms: int) -> float:
         """The bound on a sum of that many terms, in any order, relative to the sum of their absolute values."""
@@ -65,6 +67,9 @@ UNITS = {
     "bfloat16": Units(2.0**-24, 2.0 * 2.0**-24, kernel=2.0**-8),
     "int8": Units(2.0**-24, 2.0 * 2.0**-24, kernel=2.0**-8, levels=127),
 }
+# Our bfloat16 keeps kernels in 16 bits and all else in float32. Elsewhere every result is kept in 16, after sums in
+# float32; a few roundings may follow each other (a product, its scale, its mask).
+KEPT_IN_BFLOAT16 = Units(2.0**-24, 4.0 * 2.0**-8, kernel=2.0**-8, activation=2.0**-8)
 
 
 def exactly(x: np.ndarray) -> Bounded:
@@ -184,7 +189,7 @@ def _logistic(x: np.ndarray) -> np.ndarray:
 def _activation(x: Bounded, value: np.ndarray, slope: float, units: Units) -> Bounded:
     """slope: the largest of the function. Errors are a few roundings of x: `1 + tanh` cancels, and is sound."""
     size = np.abs(x.value) + x.error
-    error = slope * x.error + FEW * units.inner * size + units.stored * np.abs(value)
+    error = slope * x.error + (FEW * units.inner + 4.0 * units.activation) * size + units.stored * np.abs(value)
     return Bounded(value, error + units.smallest)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from transformer_lab.comparison.bounds import UNITS
+from transformer_lab.comparison.bounds import KEPT_IN_BFLOAT16, UNITS
 from transformer_lab.comparison.expectation import Expectation
 from transformer_lab.comparison.logits import LogitAgreement, agreement_of
 from transformer_lab.comparison.metrics import Errors, errors_of
 from transformer_lab.comparison.own_model import OwnModel
-from transformer_lab.comparison.participant import Participant
+from transformer_lab.comparison.participant import Participant, checked
 from transformer_lab.model.decoder import tap_names
 
 
@@ -97,11 +97,17 @@ def examine(
     participant showed, while it is there.
     """
     examination = Examination(participant.name, participant.precision)
+    ours = participant.kind == "backend"
+    units = UNITS[participant.precision]
+    if participant.precision == "bfloat16" and not ours:
+        units = KEPT_IN_BFLOAT16
     order = {name: place for place, name in enumerate(tap_names(truth.config))}
     for number, token_ids in enumerate(prompts):
-        expectation = Expectation(truth.config, truth.model.params, token_ids, UNITS[participant.precision])
+        expectation = Expectation(truth.config, truth.model.params, token_ids, units)
         true_taps = truth.taps(token_ids)
         for name, value in participant.taps(token_ids):
+            if not ours:
+                value = checked(name, value, truth.config, len(token_ids), participant.name)
             if look_on is not None:
                 look_on(number, name, value)
             true = _advance(true_taps, name)

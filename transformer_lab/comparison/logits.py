@@ -77,8 +77,8 @@ class LogitAgreement:
 def agreement_of(logits: np.ndarray, truth: np.ndarray, prompt: int = 0) -> LogitAgreement:
     """logits (the participant's), truth: [T, V], of any float type. prompt: its number, for the flips."""
     if logits.shape != truth.shape or logits.ndim != 2:
-        message = f"logits have the shape {logits.shape}, the truth {truth.shape}; both must be the same [T, V]"
-        raise ValueError(message)
+        reason = f"logits have the shape {logits.shape}, the truth {truth.shape}; both must be the same [T, V]"
+        raise ValueError(reason)
     rows = max(1, PIECE // truth.shape[1])
     starts = range(0, len(truth), rows)
     return merge([_agreement(logits[at : at + rows], truth[at : at + rows], prompt, at) for at in starts])

@@ -68,8 +68,8 @@ NO_ERRORS = Errors(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 def errors_of(values: np.ndarray, truth: np.ndarray, precision: str) -> Errors:
     """values, truth: real arrays of one shape, any shape. precision: the participant's; it decides what a unit is."""
     if values.shape != truth.shape:
-        message = f"values have the shape {values.shape}, the truth {truth.shape}"
-        raise ValueError(message)
+        reason = f"values have the shape {values.shape}, the truth {truth.shape}"
+        raise ValueError(reason)
     flat, true = values.reshape(-1), truth.reshape(-1)
     units = np.empty(flat.size, np.float64)  # the distances; their 99th percentile needs all of them
     pieces, filled = [], 0

@@ -1,6 +1,5 @@
 """What a comparison found, put together: plain data for the console, for report.json and for report.html."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
@@ -27,19 +26,21 @@ SCHEMA = 1
 
 @dataclass
 class Part:
-    """What was found out about one participant."""
+    """What was found out about one participant. It holds no model: that one may be forgotten."""
 
-    participant: Participant
+    facts: dict[str, Any]
+    config: Any
     examination: Examination
     continuations: Continuations | None = None
     gradients: list[GradientRow] = field(default_factory=list)
     sweeps: list[SweepRow] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.facts = {
-            name: getattr(self.participant, name) for name in ("name", "kind", "precision", "version", "device")
-        } | {"operations": getattr(self.participant, "operations", None)}
-        self.config = self.participant.config
+    @classmethod
+    def of(cls, participant: Participant, examination: Examination) -> "Part":
+        names = ("name", "kind", "precision", "version", "device")
+        facts = {name: getattr(participant, name) for name in names}
+        facts["operations"] = getattr(participant, "operations", None)
+        return cls(facts, participant.config, examination)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def report_of(
         "text": [_text_row(one) for one in continued],
         "gradients": [row.to_dict() for part in parts for row in part.gradients],
         "sweeps": [asdict(row) for part in parts for row in part.sweeps],
-        "environment": environment() | {"command": [Path(sys.argv[0]).name, *sys.argv[1:]]},
+        "environment": environment(),
         "seconds": seconds,
     }
     return Report(sentence, sound, first, finite(content))
@@ -135,9 +136,8 @@ def _tap_rows(examinations: Sequence[Examination], order: Sequence[str]) -> list
             if (finding := examination.taps.get(tap)) is None:
                 continue
             total = metrics.merge(finding.total)
-            measures = ("max_abs", "max_rel", "ulp_max", "ulp_p99", "rms", "snr_db", "cosine")
             row: dict[str, Any] = {"tap": tap, "participant": examination.participant}
-            row |= {name: getattr(total, name) for name in measures}
+            row |= total.measures()
             row |= {
                 "added_max_abs": finding.added.largest,
                 "added_rms": finding.added.rms,

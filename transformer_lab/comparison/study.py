@@ -109,7 +109,7 @@ def compare(
                 if exactly:
                     bits.look_on(prompt, name, value)
 
-            part = Part(own, examine(own, truth, ids, look_on))
+            part = Part.of(own, examine(own, truth, ids, look_on))
             if exactly:
                 bits.certificate[own.name] = part.examination.certificate
             if new_tokens and wanted == precision:
@@ -122,7 +122,7 @@ def compare(
         for number, participant in enumerate(participants, start=len(runs_of_ours)):
             if progress:
                 progress(participant.name, number, total)
-            parts.append(Part(participant, examine(participant, truth, ids)))
+            parts.append(Part.of(participant, examine(participant, truth, ids)))
     if progress:
         progress("report", total, total)
     texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
@@ -131,6 +131,6 @@ def compare(
 
 def _unused(name: str, parts: Sequence[Part]) -> str:
     """The name, or with a number behind it if somebody has it."""
-    names = {part.participant.name for part in parts}
+    names = {part.facts["name"] for part in parts}
     numbered = (f"{name} ({number})" for number in range(2, len(parts) + 3))
     return next(found for found in (name, *numbered) if found not in names)
