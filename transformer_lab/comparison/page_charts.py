@@ -85,6 +85,9 @@ def participant_charts(report: Mapping[str, Any]) -> Html:
             "added": _points(report, name, "added_rms", places),
             "inherited": _points(report, name, "inherited_rms", places),
         }
+        # At the first tap nothing is inherited but float64's own rounding; drawn, it would press all else together.
+        largest = max((y for _, y in lines["total"] if y is not None and math.isfinite(y)), default=0.0)
+        lines["inherited"] = [(x, y) for x, y in lines["inherited"] if y is None or y > 1e-6 * largest]
         ratio = {"error / bound": _points(report, name, "ratio", places)}
         figures += [
             _figure(
