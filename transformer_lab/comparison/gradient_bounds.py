@@ -114,12 +114,6 @@ def _stored(*ways: Running) -> Bounded:
     return Bounded(value, np.where(np.isnan(error), math.inf, error))  # where a step is unbounded, nothing is known
 
 
-def pieces(operation: str, inputs: dict[str, Any], g: np.ndarray, units: Units) -> Iterator[Piece]:
-    """The gradients of an operation's inputs, given by name as in `backends/manual.py`, at g = dL/dy."""
-    backward = globals()[operation]
-    yield from backward(*inputs.values(), g=np.asarray(g, np.float64), units=units)
-
-
 def linear(
     x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None = None, *, g: np.ndarray, units: Units
 ) -> Iterator[Piece]:
@@ -276,13 +270,18 @@ def softmax(x: np.ndarray, *, g: np.ndarray, units: Units) -> Iterator[Piece]:
     yield Piece("x", ..., _stored(*_through_largest(given, y * (up - means), y * up - y * means)))
 
 
-def _softmax(x: Bounded, units: Units) -> Running:
-    """exp(x - l), l = log(sum(exp(x))): what is kept for the backward pass may be l alone, rounded."""
+def _softmax(x: Bounded, units: Units, kept: bool = False) -> Running:
+    """exp(x) / sum(exp(x)), also computed as exp(x - largest - log(sum(exp(x - largest)))).
+
+    kept: what is kept for the backward pass may be l = largest + log(sum(...)) alone, rounded, and exp(x - l) is taken.
+    """
     largest = x.value.max(axis=-1, keepdims=True)
-    logs = largest + np.log(np.exp(x.value - largest).sum(axis=-1, keepdims=True))
-    seen = np.isfinite(x.value)
-    off = np.where(seen, x.error + 4.0 * units.inner * (np.abs(np.where(seen, x.value, 0.0)) + np.abs(logs)), 0.0)
-    return Running(*bounds.softmax(Bounded(x.value, off), units), units)
+    below = np.where(np.isfinite(x.value), x.value - largest, 0.0)
+    logs = np.log(np.exp(x.value - largest).sum(axis=-1, keepdims=True))
+    size = np.abs(below) + logs
+    if kept:
+        size = size + np.abs(largest) + np.abs(largest + below)
+    return Running(*bounds.softmax(Bounded(x.value, x.error + 4.0 * units.inner * size), units), units)
 
 
 def _through_largest(x: Bounded, *ways: Running) -> Iterator[Running]:
@@ -340,7 +339,7 @@ def attention(
             scores = Bounded(*(x.reshape(-1, keys) for x in scores))
             q, up = (_exactly(x[its].reshape(-1, size), units) for x in (query, g))
             k, v = (_exactly(x[own].reshape(keys, size), units) for x in (key, value))
-            pattern = _softmax(scores, units)
+            pattern = _softmax(scores, units, kept=True)
             to_pattern = up @ v.transposed()
             y = Running(*_stored(pattern @ v), units)
             ways = []

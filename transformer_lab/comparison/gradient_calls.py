@@ -5,7 +5,7 @@ between the two sees every operation, of a feed-forward network of one's own too
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -35,17 +35,14 @@ class Call:
     learned: list[str]
     name: str = ""
     cotangent: Any = None
-    result: Any = field(default=None, repr=False)  # until it has a name
 
 
 def parameters_of(model: LanguageModel) -> dict[str, np.ndarray]:
     """Its learned parameters, dotted name -> NumPy array, kernels [in, out]."""
-    names = shapes(model.config)
-    return {
-        name: model.backend.recover(name, leaf)
-        for name, leaf in flatten({key: part for key, part in model.params.items() if key != "rotary"})
-        if name in names  # a tied head is the table once more
-    }
+    leaves = dict(
+        flatten(model.params)
+    )  # among them those that are no parameters: angles, and a tied head in fast form
+    return {name: model.backend.recover(name, leaves[name]) for name in shapes(model.config)}
 
 
 def next_token_weights(token_ids: np.ndarray) -> np.ndarray:
@@ -96,12 +93,12 @@ class _Noting:
 
 
 class _Notes:
-    """Notes calls, and names them when the next tap is seen. places: id of a parameter's array -> its dotted name."""
+    """Notes calls, and names them when taps are seen. places: id of a parameter's array -> its dotted name."""
 
     def __init__(self, places: dict[int, str]) -> None:
         self.places = places
         self.calls: list[Call] = []
-        self.unnamed: list[Call] = []
+        self.recent: list[tuple[Call, Any]] = []  # since the last taps, with their results
 
     def see(self, operation: str, arguments: Mapping[str, Any], result: Any) -> Any:
         if not isinstance(result, Recorded):
@@ -113,19 +110,23 @@ class _Notes:
             call.cotangent = g
             return g
 
-        call.result = record(result.value, (result, pass_on))
+        if self.recent and self.recent[0][0].name:
+            self.recent.clear()
+        result = record(result.value, (result, pass_on))
+        self.recent.append((call, result))
         self.calls.append(call)
-        self.unnamed.append(call)
-        return call.result
+        return result
 
     def tap(self, name: str, x: Any) -> Any:
-        for call in self.unnamed:
-            call.name = name if call.result is x else self._name_inside(call, name.rpartition(".")[0])
-            call.result = None
-        self.unnamed.clear()
+        for call, result in self.recent:
+            if result is x:
+                call.name = name
+            elif not call.name:
+                call.name = self._name_inside(call, name.rpartition(".")[0])
         return x
 
     def _name_inside(self, call: Call, part: str) -> str:
+        """Of a call whose result no tap shows, in this part of the decoder."""
         for name in call.learned:
             if (place := self.places.get(id(call.inputs[name]))) is not None:
                 return place.removesuffix(f".{name}")

@@ -135,7 +135,8 @@ def _rows_of(alone: Alone, call: Call, participant: str) -> Iterator[GradientRow
     found = alone.gradients(call, inputs, cotangent)
     errors: dict[str, list[Errors]] = {name: [] for name in call.learned}
     ratios = dict.fromkeys(call.learned, 0.0)
-    for name, place, expected in gradient_bounds.pieces(call.operation, inputs, cotangent, UNITS[precision]):
+    backward = getattr(gradient_bounds, call.operation)
+    for name, place, expected in backward(*inputs.values(), g=cotangent.astype(np.float64), units=UNITS[precision]):
         if name in found:
             here = found[name][place]
             errors[name].append(errors_of(here, expected.value, precision))
