@@ -77,19 +77,20 @@ class _Noting:
     def __init__(self, ops: Any, see: Callable[..., Any]) -> None:
         self._ops = ops
         for operation in OPERATIONS:
-            setattr(self, operation, self._seen(operation, see))
-
-    def _seen(self, operation: str, see: Callable[..., Any]) -> Callable[..., Any]:
-        run, plan = getattr(self._ops, operation), signature(getattr(manual, operation))
-
-        def seen(*arguments: Any, **named: Any) -> Any:
-            given = plan.bind(self._ops, *arguments, **named).arguments
-            return see(operation, given, run(*arguments, **named))
-
-        return seen
+            setattr(self, operation, _seen(ops, operation, see))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
+
+
+def _seen(ops: Any, operation: str, see: Callable[..., Any]) -> Callable[..., Any]:
+    run, plan = getattr(ops, operation), signature(getattr(manual, operation))
+
+    def seen(*arguments: Any, **named: Any) -> Any:
+        given = plan.bind(ops, *arguments, **named).arguments
+        return see(operation, given, run(*arguments, **named))
+
+    return seen
 
 
 class _Notes:

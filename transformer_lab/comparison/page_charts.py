@@ -7,7 +7,7 @@ from typing import Any
 
 from transformer_lab.charts.line_chart import Point, line_chart
 from transformer_lab.comparison.html import Html, text
-from transformer_lab.comparison.summary import largest_ratio, rows_of
+from transformer_lab.comparison.summary import largest_ratio, rows_of, telling
 
 MOST_LINES = 6  # more participants than that are left out of the charts; those with the largest ratios stay
 WIDTH, HEIGHT = 540, 340  # half of a wide page; letters are still read where it is all of a narrow one
@@ -110,7 +110,7 @@ def _places(report: Mapping[str, Any]) -> tuple[dict[str, float], str]:
 
 
 def _points(report: Mapping[str, Any], name: str, field: str, places: Mapping[str, float]) -> list[Point]:
-    rows = rows_of(report["taps"], name)
+    rows = [row for row in rows_of(report["taps"], name) if field != "ratio" or telling(row)]
     points: list[Point] = [(places[row["tap"]], row[field]) for row in rows]
     size = -(-len(points) // MOST_POINTS)
     if size <= 1:

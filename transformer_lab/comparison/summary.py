@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformer_lab.comparison.examination import ADDITIONS
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -70,6 +72,12 @@ def rows_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, A
 
 
 def largest_ratio(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The row with the largest ratio, if any ratio is known."""
-    known = [row for row in rows if row["ratio"] is not None and not math.isnan(row["ratio"])]
+    """The row with the largest ratio, if any ratio is known; of rows of taps, among those that say something."""
+    known = [row for row in rows if row["ratio"] is not None and not math.isnan(row["ratio"]) and telling(row)]
     return max(known, key=lambda row: row["ratio"], default=None)
+
+
+def telling(row: Mapping[str, Any]) -> bool:
+    """Whether the ratio of a tap says something: a single addition is always as near to its bound as it can be."""
+    addition = row.get("tap", "").split(".")[-1] in ADDITIONS
+    return not addition or row["ratio"] is None or not row["ratio"] <= 1.0

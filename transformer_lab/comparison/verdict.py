@@ -7,7 +7,10 @@ from typing import Any
 from transformer_lab.comparison.exactness import Exactness
 from transformer_lab.comparison.examination import Divergence, Examination
 from transformer_lab.comparison.gradients import GradientRow, first_gradient_divergence
+from transformer_lab.comparison.metrics import merge
 from transformer_lab.comparison.sweeps import SweepRow
+
+FAR = 100.0
 
 
 def first_divergence(examinations: Sequence[Examination], order: Sequence[str]) -> Divergence | None:
@@ -39,6 +42,7 @@ def sentences(
             f"A defect: {first.tap} on {first.participant} differs by {in_bounds(first.ratio)}{also}; "
             "nothing before it does."
         )
+    defects += unlike_others(examinations, order)
     apart = exactness.first_difference(order)
     if apart is not None:
         tap, participant, elements = apart
@@ -72,6 +76,29 @@ def sentences(
             f"bound, at {worst.tap} on {worst.participant})."
         )
     return " ".join(said), True
+
+
+def unlike_others(examinations: Sequence[Examination], order: Sequence[str]) -> list[str]:
+    """Sentences on taps that no bound can judge, because too little was shown before them, but others can: the error
+    is FAR times that of every other participant of this precision."""
+    said = []
+    for found in examinations:
+        for tap in order:
+            if tap not in found.taps or not found.taps[tap].vague:
+                continue
+            peers = [
+                merge(other.taps[tap].total).rms
+                for other in examinations
+                if other.precision == found.precision and tap in other.taps and not other.taps[tap].vague
+            ]
+            own = merge(found.taps[tap].total).rms
+            if peers and not own <= FAR * max(peers):
+                said.append(
+                    f"A defect at or before {tap} on {found.participant}: its error is {own / max(peers):,.0f} times "
+                    "that of the others. Show more taps to see the operation."
+                )
+                break
+    return said
 
 
 def in_bounds(ratio: float) -> str:
