@@ -2,7 +2,8 @@
 
 import json
 import tracemalloc
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -145,6 +146,35 @@ def test_a_participant_with_the_logits_alone_is_judged(folder):
     wrong = of(lambda logits: logits + 0.01 * (np.arange(logits.shape[-1]) % 2))
     assert not wrong.sound and wrong.first_divergence is None  # the bounds of so many operations are wide
     assert wrong.verdict.startswith("A defect at or before logits on theirs: its error is")
+
+
+@dataclass(frozen=True)
+class SquaredReLU:
+    """A network of somebody's own. wrong: one backend squares a little less."""
+
+    taps: ClassVar[tuple[str, ...]] = ("pre", "act")
+    size: int = 48
+    wrong: str = ""
+
+    def shapes(self, hidden_size):
+        return {"up.kernel": (hidden_size, self.size), "down.kernel": (self.size, hidden_size)}
+
+    def __call__(self, ops, params, x, tap):
+        pre = tap("pre", ops.linear(x, params["up"]["kernel"]))
+        act = tap("act", ops.relu(pre) ** 2 * (0.999 if ops.name == self.wrong else 1.0))
+        return ops.linear(act, params["down"]["kernel"])
+
+
+def test_a_network_of_somebodys_own_takes_part(folder):
+    def of(ffn):
+        options = {"ffn": ffn, "weights": "random"}
+        return lab.compare(folder, IDS, ["numpy", "torch"], gradients=True, new_tokens=0, options=options)
+
+    right = of(SquaredReLU())
+    assert right.sound and right.to_dict()["exact"]["identical"]
+    wrong = of(SquaredReLU(wrong="torch"))
+    assert not wrong.sound
+    assert "A defect at or before blocks.0.ffn.act on torch float32" in wrong.verdict
 
 
 def test_two_of_a_name_are_told_apart(folder):

@@ -116,7 +116,7 @@ def examine(
         units = KEPT_IN_BFLOAT16
     order = {name: place for place, name in enumerate(tap_names(truth.config))}
     for number, token_ids in enumerate(prompts):
-        expectation = Expectation(truth.config, truth.model.params, token_ids, units)
+        expectation = Expectation(truth.model.backend, truth.config, truth.model.params, token_ids, units)
         true_taps = truth.taps(token_ids)
         for name, value in participant.taps(token_ids):
             if not ours:

@@ -6,6 +6,8 @@ operation adds is separated from the error that it was given, for anything that 
 fused implementation is judged by what it did, and a program in another language by its dump.
 
 A tap that a participant does not show is filled in with its expectation, and the bound on that goes into the next.
+Of a feed-forward network that is not `Dense` the operations are not known here: it runs as it is, in float64, and what
+comes out has no bound.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +17,7 @@ import numpy as np
 
 from transformer_lab.comparison import bounds
 from transformer_lab.comparison.bounds import Bounded, Units
+from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig
 
 Taps = Mapping[str, Bounded]
@@ -23,11 +26,12 @@ Taps = Mapping[str, Bounded]
 class Expectation:
     """The expectations of one model for one sequence of token ids [T] in one precision.
 
-    params: the nested parameters as NumPy arrays of float64, kernels [in, out]. `see` takes the taps in the order of
-    the computation. What lies before the current block is forgotten, so that little is held at a time.
+    ops: NumPy in float64, with the plain operations. params: nested, its arrays, kernels [in, out]. `see` takes the
+    taps in the order of the computation. What lies before the current block is forgotten, so that little is held at a time.
     """
 
-    def __init__(self, config: ModelConfig, params: Any, token_ids: np.ndarray, units: Units) -> None:
+    def __init__(self, ops: Any, config: ModelConfig, params: Any, token_ids: np.ndarray, units: Units) -> None:
+        self.ops = ops
         self.config, self.params, self.units = config, params, units
         self.token_ids = np.asarray(token_ids)
         self.known: dict[str, Bounded] = {}  # of the current block, by the names after `blocks.{i}.`
@@ -45,7 +49,7 @@ class Expectation:
     def see(self, name: str, value: np.ndarray) -> None:
         """Takes what the participant showed at `name` as the input of what follows."""
         layer, local = _split(name)
-        seen = bounds.exactly(value)
+        seen = bounds.exactly(value, self.units.smallest)
         if local in ("embed", "resid_post"):
             self._enter(0 if layer is None else layer + 1, seen)
         else:
@@ -63,6 +67,8 @@ class Expectation:
 
     def _local(self, local: str) -> Bounded:
         """The expectation of a tap of the current block, from what was seen of it or else should have been."""
+        if local.startswith("ffn.") and not isinstance(self.config.ffn, Dense):
+            return self._own_network(local)
         operation: Callable[[], Bounded] = getattr(self, "_" + local.replace(".", "_"))
         return operation()
 
@@ -141,6 +147,18 @@ class Expectation:
 
     def _ffn_out(self) -> Bounded:
         return self._linear(self._given("ffn.act"), self._block["ffn"]["down"])
+
+    def _own_network(self, local: str) -> Bounded:
+        """A tap of a network of somebody's own, without a bound."""
+        taps: dict[str, Any] = {}
+
+        def keep(name: str, x: Any) -> Any:
+            taps[f"ffn.{name}"] = x
+            return x
+
+        given = self._given("norm_2").value
+        taps["ffn.out"] = self.config.ffn(self.ops, self._block["ffn"], given, keep)
+        return Bounded(taps[local], np.full(taps[local].shape, np.inf))
 
     def _resid_post(self) -> Bounded:
         return bounds.add(self._given("resid_mid"), self._given("ffn.out"), self.units)

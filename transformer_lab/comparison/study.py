@@ -23,7 +23,6 @@ from transformer_lab.comparison.report import Part, Report, report_of
 from transformer_lab.comparison.spool import Spool
 from transformer_lab.comparison.sweeps import require_known, sweep
 from transformer_lab.errors import ConfigurationError
-from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
 
 Progress = Callable[[str, int, int], None]
@@ -66,12 +65,6 @@ def compare(
             raise ConfigurationError(message)
     chosen = dict(options or {})
     true_model = load_model(source, "numpy", "float64", "manual", **chosen)
-    if not isinstance(true_model.config.ffn, Dense):
-        message = (
-            f"The feed-forward network of {source} is {type(true_model.config.ffn).__name__}; the comparison knows "
-            "the operations of Dense alone."
-        )
-        raise ConfigurationError(message)
     truth = OwnModel(true_model)
     listed: list[Any] = list(prompts) if several_prompts(prompts) else [prompts]
     if not listed:

@@ -79,23 +79,27 @@ def sentences(
 
 
 def unlike_others(examinations: Sequence[Examination], order: Sequence[str]) -> list[str]:
-    """Sentences on taps that no bound can judge, because too little was shown before them, but others can: the error
-    is FAR times that of every other participant of this precision."""
+    """Sentences on taps that no bound can judge, but others can: the error is FAR times theirs.
+
+    Such are taps before which too little was shown, and those of a feed-forward network of somebody's own.
+    """
     said = []
     for found in examinations:
         for tap in order:
             if tap not in found.taps or not found.taps[tap].vague:
                 continue
-            peers = [
-                merge(other.taps[tap].total).rms
-                for other in examinations
-                if other.precision == found.precision and tap in other.taps and not other.taps[tap].vague
-            ]
             own = merge(found.taps[tap].total).rms
-            if peers and not own <= FAR * max(peers):
+            others = [
+                other.taps[tap]
+                for other in examinations
+                if other is not found and other.precision == found.precision and tap in other.taps
+            ]
+            judged = [merge(other.total).rms for other in others if not other.vague]
+            least = max(judged) if judged else min((merge(other.total).rms for other in others), default=own)
+            if not own <= FAR * least:
                 said.append(
-                    f"A defect at or before {tap} on {found.participant}: its error is {own / max(peers):,.0f} times "
-                    "that of the others. Show more taps to see the operation."
+                    f"A defect at or before {tap} on {found.participant}: its error is {own / max(least, 1e-300):,.3g} times "
+                    "that of others. No bound is known there; more taps would show the operation."
                 )
                 break
     return said
