@@ -25,6 +25,7 @@ COLUMNS = 4096  # of a kernel that are worked on at a time, so that the copies o
 # Roundings that an elementary function and the few operations around it may cost: torch's exp inside its attention is
 # off by up to 20 units in the last place (its name is exp_u20), the others by one to four.
 FEW = 48
+TINY = float(np.finfo(np.float64).tiny)
 
 
 class Bounded(NamedTuple):
@@ -72,10 +73,11 @@ UNITS = {
 KEPT_IN_BFLOAT16 = Units(2.0**-24, 4.0 * 2.0**-8, kernel=2.0**-8, activation=2.0**-8)
 
 
-def exactly(x: np.ndarray) -> Bounded:
-    """What was looked at: its error is 0."""
+def exactly(x: np.ndarray, smallest: float = 0.0) -> Bounded:
+    """What was looked at: its error is 0. But what is below `smallest` may be read as 0."""
     wide = np.asarray(x, np.float64)
-    return Bounded(wide, np.zeros(wide.shape))
+    size = np.abs(wide)
+    return Bounded(wide, np.where(size < smallest, size, 0.0))
 
 
 def linear(x: Bounded, kernel: np.ndarray, bias: np.ndarray | None, units: Units) -> Bounded:
@@ -109,7 +111,8 @@ def linear(x: Bounded, kernel: np.ndarray, bias: np.ndarray | None, units: Units
 
 def add(a: Bounded, b: Bounded, units: Units) -> Bounded:
     value = a.value + b.value
-    return Bounded(value, a.error + b.error + units.stored * (np.abs(value) + a.error + b.error) + units.smallest)
+    carried = a.error + b.error
+    return Bounded(value, carried + units.stored * (np.abs(value) + carried) + units.smallest)
 
 
 def multiply(a: Bounded, b: Bounded, units: Units) -> Bounded:
@@ -123,26 +126,29 @@ def layer_norm(x: Bounded, weight: np.ndarray, bias: np.ndarray, epsilon: float,
     size = x.value.shape[-1]
     mean = x.value.mean(axis=-1, keepdims=True)
     # Some implementations take the mean of the squares, or go along the row updating both: a few roundings per term.
-    off = _mean(x.error) + units.gamma(size + 2) * _mean(np.abs(x.value) + x.error)
+    rounded = units.gamma(size + 2) * _mean(np.abs(x.value) + x.error)
+    off = _mean(x.error) + rounded
     centred = x.value - mean
     centred_off = x.error + off + units.inner * (np.abs(centred) + x.error + off)
-    return _divided_by_root(centred, centred_off, size, epsilon, weight, bias, units)
+    return _divided_by_root(centred, centred_off, rounded, epsilon, weight, bias, units)
 
 
 def rms_norm(x: Bounded, weight: np.ndarray, epsilon: float, units: Units) -> Bounded:
     """x / sqrt(mean(x^2) + epsilon) * weight over the last axis."""
-    return _divided_by_root(x.value, x.error, x.value.shape[-1], epsilon, weight, None, units)
+    return _divided_by_root(x.value, x.error, np.zeros(1), epsilon, weight, None, units)
 
 
 def _divided_by_root(
     x: np.ndarray,
     off: np.ndarray,
-    size: int,
+    rounded: np.ndarray,
     epsilon: float,
     weight: np.ndarray,
     bias: np.ndarray | None,
     units: Units,
 ) -> Bounded:
+    """rounded: how much of `off` is the rounding of a mean that was taken off."""
+    size = x.shape[-1]
     square = _mean(x * x)
     square_off = _mean(2.0 * np.abs(x) * off + off * off) + units.gamma(size + 4) * _mean((np.abs(x) + off) ** 2)
     share = square_off / (square + epsilon)
@@ -153,7 +159,11 @@ def _divided_by_root(
     scaled = weight / np.sqrt(square + epsilon)
     normal = x * scaled
     value = normal if bias is None else normal + bias
-    error = np.abs(scaled) * off * (1.0 + root_off) + np.abs(normal) * root_off
+    with np.errstate(invalid="ignore"):
+        error = np.abs(scaled) * off * (1.0 + root_off) + np.abs(normal) * root_off
+    # Whatever went in, a row is no longer than sqrt(size) afterwards, but for the rounding of its mean.
+    longest = (math.sqrt(size) + rounded / math.sqrt(epsilon)) * (1.0 + (FEW + size) * units.inner)
+    error = np.fmin(error, np.abs(normal) + np.abs(weight) * longest)
     return Bounded(value, error + (units.stored + units.inner) * np.abs(value) + units.smallest)
 
 
@@ -242,10 +252,13 @@ def softmax(x: Bounded, units: Units) -> Bounded:
     finite = np.where(np.isfinite(below), -below, 0.0)
     # An error of the argument becomes a relative one of the power, and through the sum one of every other.
     off = x.error + units.inner * finite
-    carried = np.expm1(off + np.log(np.sum(value * np.exp(off), axis=-1, keepdims=True)))
-    relative = carried + (units.gamma(x.value.shape[-1] + 2) + 2 * FEW * units.inner) * (1.0 + carried) + units.stored
-    with np.errstate(invalid="ignore"):
-        return Bounded(value, np.where(value > 0.0, value * relative, 0.0) + units.smallest)
+    share = np.maximum(value, TINY)  # which an error so large may have made of a share that is 0 here
+    with np.errstate(over="ignore"):
+        carried = np.expm1(off + np.log(np.sum(share * np.exp(off), axis=-1, keepdims=True)))
+        rounded = units.gamma(x.value.shape[-1] + 2) + 2 * FEW * units.inner
+        error = share * (carried + rounded * (1.0 + carried) + units.stored)
+    error = np.minimum(error, 1.0 + rounded)  # whatever went in, shares are from 0 to 1
+    return Bounded(value, np.where(np.isfinite(below), error, 0.0) + units.smallest)
 
 
 def mix(pattern: Bounded, value: Bounded, units: Units) -> Bounded:
