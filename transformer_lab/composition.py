@@ -36,9 +36,10 @@ def take_free_text(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Separates the free text (`prompt=...`) from what Hydra is to read; a leading + or ++ says nothing more.
 
     One pair of outer quotes is dropped. Of several words with the same key the last one counts. The name of a job may
-    stand for `job`: `compare.runs=3` is `job.runs=3`.
+    stand for `job`, unless it is that of a group: `compare.runs=3` is `job.runs=3`.
     """
-    of_a_job = re.compile(r"([+~]{0,2})(?:" + "|".join(map(re.escape, names("job"))) + r")\.(?=\w+=)")
+    jobs = [re.escape(name) for name in names("job") if name not in groups()]
+    of_a_job = re.compile(r"([+~]{0,2})(?:" + "|".join(jobs) + r")\.(?=\w+=)")
     pattern = re.compile(r"\+{0,2}(" + "|".join(map(re.escape, FREE_TEXT_KEYS)) + r")=(.*)", re.DOTALL)
     texts: dict[str, str] = {}
     rest = []
