@@ -24,7 +24,7 @@ def text(tmp_path, monkeypatch, model):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "text.txt"
-    path.write_text(TEXT * 9)
+    path.write_text(TEXT * 10)
     return TextData(str(path)).whole(model.tokenizer)
 
 

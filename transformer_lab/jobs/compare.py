@@ -77,10 +77,9 @@ class Compare:
     def _outside(self, source: str, wanted: list[str], precision: str) -> list[Any]:
         found: list[Any] = []
         if OUTSIDE in wanted:
-            from transformer_lab.comparison.transformers import Transformers
-            from transformer_lab.sources import model_folder
+            from transformer_lab.comparison.transformers import PRECISIONS, Transformers
 
-            found.append(Transformers(model_folder(source), "float64" if precision == "float64" else "float32"))
+            found.append(Transformers(source, precision if precision in PRECISIONS else "float32"))
         if self.dump is not None:
             from transformer_lab.comparison.dumped import Dumped
 
