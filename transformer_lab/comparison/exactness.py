@@ -37,7 +37,7 @@ class Exactness:
             self.first.write(prompt, name, value)
             return
         before = self.first.read(prompt, name)
-        counts[name] += value.size if before is None else int(np.count_nonzero(before != value))
+        counts[name] += value.size if before is None else int(np.count_nonzero(_bits(before) != _bits(value)))
 
     @property
     def identical(self) -> bool:
@@ -50,3 +50,8 @@ class Exactness:
                 if counts.get(tap, 0):
                     return tap, participant, counts[tap]
         return None
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    """The same numbers as whole numbers: 0 and -0 differ, and a NaN is equal to itself."""
+    return np.ascontiguousarray(x).view(np.dtype(f"u{x.dtype.itemsize}"))
