@@ -1,0 +1,168 @@
+"""The taps of our models, fed in every way: the same as `record` shows, in the order of the computation."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transformer_lab.comparison.bounds import UNITS
+from transformer_lab.comparison.expectation import Expectation
+from transformer_lab.comparison.own_model import Feeding, OwnModel
+from transformer_lab.config import component
+from transformer_lab.ffn.dense import Dense
+from transformer_lab.language_model import assemble
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.decoder import tap_names
+from transformer_lab.model.parameters import shapes
+
+GPT2 = ModelConfig(
+    vocab_size=37,
+    context_length=12,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=4,
+    ffn=Dense(size=40),
+    attention_scale_by_layer=True,
+)
+LLAMA = replace(
+    GPT2,
+    num_kv_heads=2,
+    ffn=Dense(size=24, activation="silu", gated=True, bias=False),
+    position="rotary",
+    norm="rms_norm",
+    attention_bias=False,
+    tied_head=False,
+)
+IDS = np.random.default_rng(1).integers(0, 37, 11)
+FEEDINGS = {
+    "whole": Feeding(),
+    "pieces": Feeding(pieces=3),
+    "single": Feeding(single=4),
+    "batch": Feeding(batch=3),
+    "uncompiled": Feeding(compiled=False),
+    "all at once": Feeding(pieces=2, single=2, batch=2, compiled=False),
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    made = {}
+
+    def get(config, backend, precision, ops="manual"):
+        key = config, backend, precision, ops
+        if key not in made:
+            generator = np.random.default_rng(4)
+            arrays = {
+                name: (generator.standard_normal(s) * 0.4).astype(np.float32) for name, s in shapes(config).items()
+            }
+            made[key] = assemble(config, arrays, component("backend", backend, precision=precision, ops=ops))
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize("feeding", FEEDINGS)
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_in_exact_mode_every_way_shows_what_record_shows(config, backend, feeding, models):
+    model = models(config, backend, "exact")
+    expected = models(config, "numpy", "exact").record(IDS)
+    taps = list(OwnModel(model, FEEDINGS[feeding]).taps(IDS))
+    assert [name for name, _ in taps] == tap_names(config)
+    for name, value in taps:
+        assert value.dtype == np.float32 and value.shape == expected[name].shape, name
+        assert value.tobytes() == expected[name].tobytes(), name
+
+
+def test_in_exact_mode_jax_shows_it_too(models):
+    """One way alone: programs of exact mode compile for long."""
+    config = replace(LLAMA, num_layers=1)
+    model = models(config, "jax", "exact")
+    expected = models(config, "numpy", "exact").record(IDS)
+    participant = OwnModel(model)
+    before = model.backend.certificate.roundings
+    taps = list(participant.taps(IDS))
+    assert [name for name, _ in taps] == tap_names(config)  # JAX hands out dictionaries in the order of the alphabet
+    for name, value in taps:
+        assert value.tobytes() == expected[name].tobytes(), name
+    counted = sum(roundings for roundings, _ in participant.certificate.values())
+    assert counted == model.backend.certificate.roundings - before > 0
+
+
+@pytest.mark.parametrize("feeding", FEEDINGS)
+@pytest.mark.parametrize("ops", ["manual", "fused"])
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+def test_in_float32_every_way_is_within_the_bounds(backend, ops, feeding, models):
+    model = models(GPT2, backend, "float32", ops)
+    truth = models(GPT2, "numpy", "float64")
+    expected, true = model.record(IDS), truth.record(IDS)
+    expectation = Expectation(truth.backend, GPT2, truth.params, IDS, UNITS["float32"])
+    shown = []
+    for name, value in OwnModel(model, FEEDINGS[feeding]).taps(IDS):
+        shown.append(name)
+        assert value.shape == expected[name].shape
+        hidden = np.isinf(true[name])
+        np.testing.assert_array_equal(np.isinf(value), hidden)
+        found, exact, recorded = (np.where(hidden, 0.0, x) for x in (value, expectation.of(name).value, expected[name]))
+        assert (np.abs(found - exact) <= expectation.of(name).error).all(), name
+        assert np.abs(found - recorded).max() <= 1e-5 * np.abs(recorded).max(), name
+        expectation.see(name, value)
+    assert shown == list(expected)
+
+
+@pytest.mark.parametrize("feeding", FEEDINGS)
+def test_the_certificate_adds_up_and_is_the_same_on_every_backend(feeding, models):
+    found = {}
+    for backend in ("numpy", "torch"):
+        model = models(LLAMA, backend, "exact")
+        participant = OwnModel(model, FEEDINGS[feeding])
+        for _ in range(2):  # the second run counts from 0 again
+            before = model.backend.certificate.roundings, model.backend.certificate.doubtful
+            list(participant.taps(IDS))
+            after = model.backend.certificate.roundings, model.backend.certificate.doubtful
+            sums = tuple(map(sum, zip(*participant.certificate.values(), strict=True)))
+            assert sums == (after[0] - before[0], after[1] - before[1])
+        found[backend] = participant.certificate
+        assert set(participant.certificate) <= set(tap_names(LLAMA))
+    assert found["numpy"] == found["torch"]
+
+
+def test_the_certificate_counts_a_rounding_for_each_element(models):
+    """Of what is rounded: residual additions are not, nor is a row of the embedding."""
+    config = LLAMA
+    participant = OwnModel(models(config, "numpy", "exact"))
+    taps = dict(participant.taps(IDS))
+    for name in ("blocks.0.norm_1", "blocks.1.norm_2", "blocks.1.attn.pattern", "blocks.0.ffn.out", "logits"):
+        assert participant.certificate[name][0] == taps[name].size
+    assert not {"embed", "blocks.0.resid_mid", "blocks.1.resid_post"} & set(participant.certificate)
+
+
+def test_the_other_rows_of_a_batch_hold_other_tokens(models):
+    rows = OwnModel(models(GPT2, "numpy", "float32"), Feeding(batch=3))._pieces(IDS)[0][0]
+    assert rows.shape == (3, len(IDS))
+    np.testing.assert_array_equal(rows[0], IDS)
+    assert all((rows[row] != rows[other]).any() for row in range(3) for other in range(row))
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 12))
+def test_cuts_are_pieces_one_after_the_other(length, pieces, single):
+    cuts = Feeding(pieces=pieces, single=single).cuts(length)
+    assert cuts[0][0] == 0 and cuts[-1][1] == length
+    assert all(first < end for first, end in cuts)  # none is empty
+    assert all(end == first for (_, end), (first, _) in pairwise(cuts))
+    alone = min(single, length - 1)
+    assert all(end - first == 1 for first, end in cuts[len(cuts) - alone :])
+    rest = cuts[: len(cuts) - alone]
+    assert len(rest) == min(pieces, length - alone)
+    lengths = [end - first for first, end in rest]
+    assert max(lengths) - min(lengths) <= 1  # as equal as can be
+
+
+def test_cuts_of_the_usual_ways():
+    assert Feeding().cuts(11) == [(0, 11)]
+    assert Feeding(pieces=3).cuts(11) == [(0, 3), (3, 7), (7, 11)]
+    assert Feeding(single=3).cuts(11) == [(0, 8), (8, 9), (9, 10), (10, 11)]
+    assert Feeding(single=8).cuts(1) == [(0, 1)]
