@@ -131,6 +131,8 @@ def int8_linear(ops: Any, x: Any, kernel: low_precision.Int8Kernel, bias: Any = 
     """x, rounded to bfloat16, times int8 values and their scales; the result comes in bfloat16."""
     if isinstance(kernel, TiedHead):
         return largest_again(x, int8_linear(ops, x, kernel.packed), kernel.table)
+    if kernel.values.shape[1] % 16:  # there torch's product reads past the rows, and is wrong or ends the process
+        return low_precision.linear(ops, x, kernel, bias)
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
     y = torch._weight_int8pack_mm(rows, kernel.values, kernel.scales).float().reshape(*x.shape[:-1], -1)
     return y if bias is None else y.add_(bias)

@@ -25,8 +25,8 @@ class Feeding:
     """How token ids come into the model.
 
     single: how many of the last tokens are fed one by one. pieces: into how many the rest is cut. Unless that is one
-    piece and nothing single, keys and values are kept in a cache. batch: rows at a time; the others hold other tokens
-    and are of other lengths. compiled: False runs the operations one by one where the backend would compile them.
+    piece and nothing single, keys and values are kept in a cache. batch: rows at a time; the others hold other tokens.
+    compiled: False runs the operations one by one where the backend would compile them.
     """
 
     pieces: int = 1
