@@ -4,7 +4,7 @@
 
 One process; float32 (fused) and exact take turns on the same ids. The hash of the exact logits is also taken on one
 thread (not on JAX, which fixes its threads when the process starts) and as the second row of a batch of two.
-Writes benchmarks/results/exact_mode.json.
+Writes benchmarks/results/exact_mode.json, or exact_mode_1000.json for --tokens 1000 and so on.
 """
 
 import argparse
@@ -64,7 +64,8 @@ def main() -> None:
         "packages": {name: version(name) for name in ("numpy", "torch", "jax")},
         "rows": rows,
     }
-    path = Path(__file__).parent / "results" / "exact_mode.json"
+    name = "exact_mode" if options.tokens == 200 else f"exact_mode_{options.tokens}"
+    path = Path(__file__).parent / "results" / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -109,6 +109,9 @@ def _sweeps(report: Report) -> "RenderableType | None":
     for name in dict.fromkeys(row["participant"] for row in rows):
         table.add_row(Text(_plain(name), style="bold"))
         for row in rows_of(rows, name):
+            if row["ratio"] is None and row["note"]:
+                table.add_row(_cell("  " + row["change"]), "-", "-", "-", _cell("not tried"))
+                continue
             numbers = (_number(row["logits_max_abs"]), _number(row["ratio"]))
             table.add_row(_cell("  " + row["change"]), _dashed(number(row["differing"])), *numbers, _cell(row["tap"]))
     more = len(report["sweeps"]) - len(rows)

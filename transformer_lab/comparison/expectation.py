@@ -27,7 +27,7 @@ class Expectation:
     """The expectations of one model for one sequence of token ids [T] in one precision.
 
     ops: NumPy in float64, with the plain operations. params: nested, its arrays, kernels [in, out]. `see` takes the
-    taps in the order of the computation. What lies before the current block is forgotten, so that little is held at a time.
+    taps in the order of the computation. What lies before the current block is forgotten, so that little is held.
     """
 
     def __init__(self, ops: Any, config: ModelConfig, params: Any, token_ids: np.ndarray, units: Units) -> None:

@@ -97,8 +97,9 @@ def unlike_others(examinations: Sequence[Examination], order: Sequence[str]) -> 
             judged = [merge(other.total).rms for other in others if not other.vague]
             least = max(judged) if judged else min((merge(other.total).rms for other in others), default=own)
             if not own <= FAR * least:
+                times = own / max(least, 1e-300)
                 said.append(
-                    f"A defect at or before {tap} on {found.participant}: its error is {own / max(least, 1e-300):,.3g} times "
+                    f"A defect at or before {tap} on {found.participant}: its error is {times:,.3g} times "
                     "that of others. No bound is known there; more taps would show the operation."
                 )
                 break
