@@ -62,7 +62,8 @@ class Deviation:
 class TapFinding:
     """One tap of one participant over all prompts. total: against the truth, one Errors for each prompt.
 
-    vague: the bound is no longer small beside the values, because too little was shown before this tap.
+    vague: the bound is no longer small beside the values, because too little was shown before this tap. (With kernels of
+    few bits it never was.)
     """
 
     total: list[Errors] = field(default_factory=list)
@@ -128,7 +129,7 @@ def examine(
             finding.total.append(errors_of(value, true, participant.precision))
             expected, bound = expectation.of(name)
             expectation.see(name, value)
-            finding.vague |= not _size(bound) <= VAGUE * _size(expected)
+            finding.vague |= not units.kernel and not _size(bound) <= VAGUE * _size(expected)
             added = difference(value, expected)
             finding.added.take(added)
             finding.inherited.take(difference(expected, true))
