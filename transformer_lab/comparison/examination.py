@@ -62,7 +62,7 @@ class Deviation:
 class TapFinding:
     """One tap of one participant over all prompts. total: against the truth, one Errors for each prompt.
 
-    vague: the bound is no longer small beside the values, because too little was shown before this tap. (With kernels of
+    vague: the bound is no longer small beside the values: too little was shown before this tap. (With kernels of
     few bits it never was.)
     """
 
