@@ -118,9 +118,11 @@ def test_attention_is_made_of_rounded_scores_pattern_and_mixture():
             assert found[b, h, t].tolist() == [float(x) for x in mixed]
 
 
-@pytest.mark.parametrize(
-    ("name", "operation", "title"), on_backends([p for p in CASE_LIST if p[0] not in ("embed", "relu", "rotary")])
-)
+# The long prompt has 180,000 elements of a softmax: minutes in decimal arithmetic, and nothing that the others have not.
+AGAIN = [p for p in CASE_LIST if p[0] not in ("embed", "relu", "rotary") and p[1] != "long prompt in pieces"]
+
+
+@pytest.mark.parametrize(("name", "operation", "title"), on_backends(AGAIN))
 def test_what_is_computed_again_comes_out_the_same(name, operation, title, monkeypatch):
     """With a bound a thousand million times too large nearly all elements are doubtful, and the bits do not change."""
     case = CASES[operation][title]
