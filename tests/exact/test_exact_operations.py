@@ -118,7 +118,7 @@ def test_attention_is_made_of_rounded_scores_pattern_and_mixture():
             assert found[b, h, t].tolist() == [float(x) for x in mixed]
 
 
-# The long prompt has 180,000 elements of a softmax: minutes in decimal arithmetic, and nothing that the others have not.
+# The long prompt has 180,000 elements of a softmax: minutes in decimal arithmetic, for nothing that others lack.
 AGAIN = [p for p in CASE_LIST if p[0] not in ("embed", "relu", "rotary") and p[1] != "long prompt in pieces"]
 
 
