@@ -253,7 +253,7 @@ def test_a_disk_that_is_full_at_the_end(run_tiny, monkeypatch, tmp_path):
     def full(source, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("transformer_lab.jobs.record.os.replace", full)
+    monkeypatch.setattr("transformer_lab.atomic_file.os.replace", full)
     outcome = run_tiny("prompt=b", "hydra.run.dir=here")
     assert outcome.code == 4 and "No space left" in outcome.err and "result.json" in outcome.err
     assert (tmp_path / "here" / "result.json").read_text() == before

@@ -8,7 +8,7 @@ import pytest
 
 def test_a_comparison(run, tiny_model):
     words = [f"model.source={tiny_model}", "job.participants=[numpy,torch]", "prompt=Once upon a time"]
-    found = run("job=compare", *words, "job.new_tokens=4", "compare.sweeps=[cached,threads]")
+    found = run("job=compare", *words, "job.new_tokens=4", "job.gradients=true", "compare.sweeps=[cached,threads]")
     assert found.code == 0, found.err
     assert "Identical in exact mode on numpy and torch" in " ".join(found.out.split())
     assert "report.html" in found.out
