@@ -64,9 +64,9 @@ def test_both_samplers_choose_the_same(rule):
         logits, prompt = random_rows(seed), [3, 3, 7]
         tokens = generated(logits, sampling, seed, prompt)
         assert resampled(logits, tokens, sampling, seed, prompt) == tokens, "and none is undecided"
-        assert sampler_agrees(tokens, logits, sampling, seed, prompt) is True
+        assert sampler_agrees(tokens, logits, sampling, seed, prompt) == (True, None)
         tokens[-1] = (tokens[-1] + 1) % logits.shape[1]
-        assert sampler_agrees(tokens, logits, sampling, seed, prompt) is False
+        assert sampler_agrees(tokens, logits, sampling, seed, prompt) == (False, len(tokens) - 1)
 
 
 @pytest.mark.parametrize("rule", [{}, {"top_p": 0.9, "repetition_penalty": 1.3}], ids=str)
@@ -170,9 +170,9 @@ def test_a_wrong_sampler_is_found(fault):
     for seed in range(5):
         logits = np.round(random_rows(seed, 40, 30), 1)  # a few equal ones among them
         logits[3, [5, 6]] = 20.0
-        assert sampler_agrees(generated(logits, sampling, seed, [1]), logits, sampling, seed, [1]) is True
+        assert sampler_agrees(generated(logits, sampling, seed, [1]), logits, sampling, seed, [1])[0] is True
         found.append(
-            sampler_agrees(generated(logits, sampling, seed, [1], broken), logits, sampling, seed, [1]) is False
+            sampler_agrees(generated(logits, sampling, seed, [1], broken), logits, sampling, seed, [1])[0] is False
         )
     assert all(found), f"{fault}: 40 tokens are enough to see it, each time"
 
@@ -182,7 +182,7 @@ def test_what_rounding_leaves_open_is_undecided():
     # Half of four equal candidates: whether two of them reach 0.5 is for rounding, and the third is at stake.
     at_stake = [seed for seed in range(20) if np.random.default_rng(seed).random() > 0.7]
     assert at_stake and all(resampled(flat, [0], Sampling(1.0, top_p=0.5), seed) == [None] for seed in at_stake)
-    assert sampler_agrees([0], flat, Sampling(1.0, top_p=0.5), at_stake[0]) is None
+    assert sampler_agrees([0], flat, Sampling(1.0, top_p=0.5), at_stake[0]) == (None, None)
     # 1e-20 and 2e-20 are equally likely in float64: which of them a rank prefers is open. By id there is no question.
     close = np.array([[1e-20, 2e-20]], np.float32)
     assert resampled(close, [0], Sampling(1.0, top_p=0.9), 0) == [None]

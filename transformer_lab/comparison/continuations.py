@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from transformer_lab.comparison.examination import difference
-from transformer_lab.comparison.text import TextAgreement, distinct, resampled, text_agreement
+from transformer_lab.comparison.text import TextAgreement, distinct, sampler_agrees, text_agreement
 from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import LanguageModel
 
@@ -115,7 +115,4 @@ def check_sampler(
         rows.append(sequences.logits[0].copy())
         if place + 1 < len(tokens):
             sequences.feed([token])
-    expected = resampled(np.array(rows), tokens, SAMPLED, seed, prompt.tolist())
-    decided = [place for place, right in enumerate(expected) if right is not None]
-    wrong = next((place for place in decided if tokens[place] != expected[place]), None)
-    return (wrong is None if decided else None), wrong
+    return sampler_agrees(tokens, np.array(rows), SAMPLED, seed, prompt.tolist())

@@ -48,14 +48,16 @@ def distinct(runs: Sequence[Sequence[int]]) -> int:
 
 def sampler_agrees(
     token_ids: Sequence[int], logits: np.ndarray, sampling: Sampling, seed: int, prompt_ids: Sequence[int] = ()
-) -> bool | None:
-    """Whether a participant's tokens are those that the rules give: None if no token could be decided.
+) -> tuple[bool | None, int | None]:
+    """Whether a participant's tokens are those that the rules give, None if no token could be decided; and the place of
+    the first that is not.
 
     token_ids: N, an end token included. The others as for `resampled`.
     """
     expected = resampled(logits, token_ids, sampling, seed, prompt_ids)
-    decided = [(token, right) for token, right in zip(token_ids, expected, strict=True) if right is not None]
-    return all(token == right for token, right in decided) if decided else None
+    decided = [place for place, right in enumerate(expected) if right is not None]
+    wrong = next((place for place in decided if token_ids[place] != expected[place]), None)
+    return (wrong is None if decided else None), wrong
 
 
 def resampled(
