@@ -4,6 +4,7 @@ The taps of transformers are judged by our plain operations in float64, which we
 share no line with it.
 """
 
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from tolerances import TAPS_FLOAT64
 
 import transformer_lab as lab
 from transformer_lab.comparison.participant import checked
+from transformer_lab.comparison.semantics import differences
 from transformer_lab.comparison.transformers import Transformers
 from transformer_lab.errors import ConfigurationError, InputFileError
 from transformer_lab.model.decoder import tap_names
@@ -89,7 +91,8 @@ def test_every_tap_in_float64(case):
             assert array.dtype == np.float64 and array.shape == truth[name].shape
             assert checked(name, array, config, len(IDS), "transformers") is array
             assert error(array, truth[name]) < TAPS_FLOAT64, name
-        assert participant.config == config
+        assert differences({"ours": config, "theirs": participant.config}) == []
+        assert {field.name for field in dataclasses.fields(config)} <= {*participant.config}  # and much was compared
         assert (participant.name, participant.kind, participant.precision) == (
             "transformers float64",
             "transformers",
@@ -237,10 +240,17 @@ def test_the_configuration_of_a_built_model_is_read(tmp_path):
     ours = lab.load_model
     model = save_gpt2(tmp_path, layer_norm_epsilon=1e-6, activation_function="gelu")
     config = Transformers(model=model).config
-    assert config == ours(tmp_path).config and config.norm_epsilon == 1e-6 and config.ffn.activation == "gelu_erf"
+    assert differences({"ours": ours(tmp_path).config, "theirs": config}) == []
+    assert config["norm_epsilon"] == 1e-6 and config["ffn.activation"] == "gelu_erf"
     model.config.layer_norm_epsilon = 1e-3
-    assert Transformers(model=model).config.norm_epsilon == 1e-3
-    model.config.activation_function = "quick_gelu"  # which we have no word for
+    assert Transformers(model=model).config["norm_epsilon"] == 1e-3
+    model.config.activation_function = "quick_gelu"  # which we have no word for: it keeps its own
+    found = differences({"ours": ours(tmp_path).config, "theirs": Transformers(model=model).config})
+    assert {row["field"]: row["values"]["theirs"] for row in found} == {
+        "norm_epsilon": "0.001",
+        "ffn.activation": "quick_gelu",
+    }
+    model.config.add_cross_attention = True  # and no field for this
     assert Transformers(model=model).config is None
 
 

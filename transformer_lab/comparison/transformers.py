@@ -8,7 +8,6 @@ attention is run under a name of ours, by a function that looks on.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from transformer_lab.checkpoints import families, read_config
-from transformer_lab.checkpoints.config_fields import Fields
+from transformer_lab.checkpoints import read_config
 from transformer_lab.checkpoints.loading import require_loadable
 from transformer_lab.comparison.participant import in_order
+from transformer_lab.comparison.semantics import transformers_fields
 from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
 from transformer_lab.memory import enough_memory
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.sources import model_folder
 
 try:
@@ -81,8 +79,8 @@ class Transformers:
 
     source: what load_model takes; the weights are loaded at the first run. precision: "float32", "float64" or
     "bfloat16". model: instead of a source, a GPT-2 or Llama with a language-model head, in whatever state it is; it
-    keeps its own precision and device, and is not changed. config: the fields of ours that transformers' own
-    configuration amounts to, or None if it has something that they cannot say. All taps of one prompt are held at once.
+    keeps its own precision and device, and is not changed. config: what transformers' own configuration amounts to, by
+    the names of our fields (`semantics.py`), or None if they cannot say it. All taps of one prompt are held at once.
 
     In float64 all is float64: norms, softmax and rotary angles of Llama round to float32 in transformers whatever its
     weights are, and these places are widened. Attention is the eager one, since others do not show their scores.
@@ -260,12 +258,10 @@ def _wide_angles(model: Any) -> dict[str, Any]:
     return found
 
 
-def _in_our_words(theirs: Any, tied: bool) -> ModelConfig | None:
-    """transformers' configuration, with all its defaults filled in, as a ModelConfig; None if that cannot say it."""
-    family = families.find(theirs.model_type)
-    assert family is not None
+def _in_our_words(theirs: Any, tied: bool) -> dict[str, Any] | None:
+    """transformers' configuration, with all its defaults filled in, in our fields; None if they cannot say it."""
     try:
-        return replace(family.config_from(Fields(Path("config.json"), theirs.to_dict())), tied_head=tied)
+        return transformers_fields(theirs) | {"tied_head": tied}
     except LabError:
         return None
 

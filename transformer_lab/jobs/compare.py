@@ -54,7 +54,7 @@ class Compare:
                 [name for name in wanted if name != OUTSIDE],
                 precision,
                 ops=settings.sections["ops"],
-                participants=self._outside(source, wanted, precision),
+                participants=self._outside(source, model["revision"], wanted, precision),
                 exact=self.exact,
                 gradients=self.gradients,
                 sweeps=self.sweeps,
@@ -74,12 +74,14 @@ class Compare:
             | {name: printable(str(settings.folder / f"report.{name}")) for name in ("json", "html")}
         )
 
-    def _outside(self, source: str, wanted: list[str], precision: str) -> list[Any]:
+    def _outside(self, source: str, revision: str | None, wanted: list[str], precision: str) -> list[Any]:
         found: list[Any] = []
         if OUTSIDE in wanted:
             from transformer_lab.comparison.transformers import PRECISIONS, Transformers
+            from transformer_lab.sources import model_folder
 
-            found.append(Transformers(source, precision if precision in PRECISIONS else "float32"))
+            folder = model_folder(source, revision)
+            found.append(Transformers(folder, precision if precision in PRECISIONS else "float32"))
         if self.dump is not None:
             from transformer_lab.comparison.dumped import Dumped
 
