@@ -95,6 +95,8 @@ class Backend:
     implementations: ClassVar[Mapping[str, Mapping[str, Implementation]]] = {}  # the best first
     can_train: ClassVar[bool] = True
     in_place: ClassVar[bool] = True  # slice_update writes into its target, so a view of a cache can be updated
+    compiles: ClassVar[bool] = False  # so that running the operations one by one is another way
+    fixed_threads: ClassVar[bool] = False  # their number is settled when the process starts
     steps_per_call: ClassVar[int] = 1  # how many tokens one call of a compiled decoding step may produce
 
     xp: Any  # the array namespace: reshape, permute_dims, where, exp, sum, max, ... of the array API standard

@@ -61,6 +61,8 @@ class JaxBackend(Backend):
     name = "jax"
     precisions = ("float32", "float64", "exact", "bfloat16", "int8")
     in_place = False
+    compiles = True
+    fixed_threads = True
     steps_per_call = 16
     implementations: ClassVar[Mapping[str, Mapping[str, Implementation]]] = {
         "linear": {"split": Implementation(split_linear, split_unavailable, split_pack, split_unpack)},

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from transformer_lab.backends.base import Backend
 from transformer_lab.comparison.examination import difference, examine
 from transformer_lab.comparison.own_model import Feeding, OwnModel
 from transformer_lab.comparison.spool import Spool
@@ -27,8 +26,8 @@ SWEEPS = (*FEEDINGS, "manual", "threads")
 @dataclass(frozen=True)
 class SweepRow:
     """What a change of the way changed. elements, differing: of all taps that both ways show, and how many are not
-    equal. largest: |difference| over these taps; logits: over the logits alone. ratio, tap: the largest added error of
-    the changed way in its own bounds, and where. note: why a change was not tried."""
+    equal. max_abs: of the differences, over these taps; logits_max_abs: over the logits alone. ratio, tap: the first
+    operation of the changed way that is above its bound, or else its largest ratio. note: why it was not tried."""
 
     participant: str
     precision: str
@@ -67,13 +66,13 @@ def sweep(
     for name in names:
         if name in FEEDINGS:
             change, feeding = FEEDINGS[name]
-            if name == "uncompiled" and type(model.backend).uncompiled is Backend.uncompiled:
+            if name == "uncompiled" and not model.backend.compiles:
                 continue
             yield _row(change, OwnModel(model, feeding, participant), truth, token_ids, base)
         elif name == "manual" and model.backend.precision != "exact":  # which has one version of each operation
             yield _row("manual operations", OwnModel(plain(), name=participant), truth, token_ids, base)
         elif name == "threads":
-            if not model.backend.in_place:
+            if model.backend.fixed_threads:
                 note = f"the {model.backend.name} backend fixes its threads when the process starts"
                 yield SweepRow(participant, model.backend.precision, "1 thread", note=note)
                 continue
@@ -100,7 +99,8 @@ def _row(
             counts["differing"] += int(np.count_nonzero(apart))
             largest[name] = float(apart.max(initial=0.0))
 
-    worst = examine(participant, truth, [token_ids], look_on).worst()
+    found = examine(participant, truth, [token_ids], look_on)
+    worst = found.first_divergence() or found.worst()
     return SweepRow(
         participant.name,
         participant.precision,
