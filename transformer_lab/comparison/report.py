@@ -186,4 +186,4 @@ def _logits_row(examination: Examination) -> dict[str, Any]:
 
 def _text_row(one: Continuations) -> dict[str, Any]:
     found = asdict(one.agreement) | {name: getattr(one, name) for name in ("distinct", "runs", "sampler", "texts")}
-    return {"participant": one.participant} | found
+    return {"participant": one.participant} | found | {"token_ids": one.tokens}

@@ -23,7 +23,7 @@ from transformer_lab.comparison.report import Part, Report, report_of
 from transformer_lab.comparison.spool import Spool
 from transformer_lab.comparison.sweeps import require_known, sweep
 from transformer_lab.errors import ConfigurationError
-from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
+from transformer_lab.language_model import Prompt, load_model, several_prompts
 
 Progress = Callable[[str, int, int], None]
 
@@ -73,48 +73,49 @@ def compare(
     ids = [np.asarray(true_model.prompt_ids(prompt)) for prompt in listed]
     new_tokens = min(new_tokens, true_model.config.context_length - max(map(len, ids)))
     true_tokens = [found.token_ids for found in greedy(true_model, ids, new_tokens)] if new_tokens else []
-    runs_of_ours = [(backend, precision) for backend in backends]
+    ours = [(backend, precision) for backend in backends]
     if exact and precision != "exact":
-        runs_of_ours += [(backend, "exact") for backend in backends if isinstance(backend, str)]
-    total = len(runs_of_ours) + len(participants)
+        ours += [(backend, "exact") for backend in backends if isinstance(backend, str)]
+    total = len(ours) + len(participants)
     parts: list[Part] = []
+
+    def own_part(backend: Any, wanted: str, folder: Path, bits: Exactness) -> Part:
+        """All about one of our models, which is forgotten with this call."""
+        model = load_model(source, backend, wanted, ops, **chosen)
+        own = OwnModel(model)
+        own.name = _unused(own.name, parts)
+        if progress:
+            progress(own.name, len(parts), total)
+        plain = Spool(folder)
+        exactly = own.precision == "exact"
+        if exactly:
+            bits.begin(own.name)
+
+        def look_on(prompt: int, name: str, value: np.ndarray) -> None:
+            if sweeps and prompt == 0:
+                plain.write(prompt, name, value)
+            if exactly:
+                bits.look_on(prompt, name, value)
+
+        part = Part.of(own, examine(own, truth, ids, look_on))
+        if exactly:
+            bits.certificate[own.name] = part.examination.certificate
+        if wanted == precision:  # and not only to see that exact mode is the same everywhere
+            if new_tokens:
+                part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs)
+            if gradients and len(ids[0]) > 1:
+                part.gradients = compare_gradients(model, true_model, own.name, ids[0])
+        by_hand = partial(load_model, source, backend, wanted, "manual", **chosen)
+        part.sweeps = list(sweep(sweeps, model, own.name, by_hand, truth, ids[0], plain))
+        return part
+
     with tempfile.TemporaryDirectory(prefix="transformer-lab-") as folder:
         bits = Exactness(Path(folder) / "exact")
-        for number, (backend, wanted) in enumerate(runs_of_ours):
-
-            def load(ops: Any, backend: Any = backend, wanted: str = wanted) -> LanguageModel:
-                return load_model(source, backend, wanted, ops, **chosen)
-
-            model = load(ops)
-            own = OwnModel(model)
-            own.name = _unused(own.name, parts)
+        for backend, wanted in ours:
+            parts.append(own_part(backend, wanted, Path(folder) / str(len(parts)), bits))
+        for participant in participants:
             if progress:
-                progress(own.name, number, total)
-            plain = Spool(Path(folder) / str(number))
-            if exactly := own.precision == "exact":
-                bits.begin(own.name)
-
-            def look_on(
-                prompt: int, name: str, value: np.ndarray, plain: Spool = plain, exactly: bool = exactly
-            ) -> None:
-                if sweeps and prompt == 0:
-                    plain.write(prompt, name, value)
-                if exactly:
-                    bits.look_on(prompt, name, value)
-
-            part = Part.of(own, examine(own, truth, ids, look_on))
-            if exactly:
-                bits.certificate[own.name] = part.examination.certificate
-            if new_tokens and wanted == precision:
-                part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs)
-            if gradients and wanted == precision and len(ids[0]) > 1:
-                part.gradients = compare_gradients(model, true_model, own.name, ids[0])
-            part.sweeps = list(sweep(sweeps, model, own.name, partial(load, "manual"), truth, ids[0], plain))
-            parts.append(part)
-            del model, own, part, load  # before the next one is loaded
-        for number, participant in enumerate(participants, start=len(runs_of_ours)):
-            if progress:
-                progress(participant.name, number, total)
+                progress(participant.name, len(parts), total)
             parts.append(Part.of(participant, examine(participant, truth, ids)))
     if progress:
         progress("report", total, total)
