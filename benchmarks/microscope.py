@@ -30,7 +30,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "comparison")]
 
 from injected_bugs import BUGS, GPT2_SHAPE, LLAMA_SHAPE, Bug, planted  # noqa: E402
 from reference_models import save_gpt2, save_llama  # noqa: E402
-from test_sound_models import SHAPES, random_arrays  # noqa: E402
+from test_sound_models import SHAPES, arrays_of  # noqa: E402
 
 import transformer_lab as lab  # noqa: E402
 from transformer_lab.comparison.examination import examine  # noqa: E402
@@ -103,21 +103,21 @@ def false_alarms(seeds: int) -> dict[str, Any]:
     models = pairs = 0
     for config in SHAPES.values():
         truth = OwnModel(
-            assemble(config, random_arrays(config, 0), component("backend", "numpy", precision="float64", ops="manual"))
+            assemble(config, arrays_of(config, 0), component("backend", "numpy", precision="float64", ops="manual"))
         )
         participants = [
             OwnModel(
-                assemble(config, random_arrays(config, 0), component("backend", backend, precision="float32", ops=ops))
+                assemble(config, arrays_of(config, 0), component("backend", backend, precision="float32", ops=ops))
             )
             for backend in ("numpy", "torch", "jax")
             for ops in ("fused", "manual")
         ]
         for seed in range(seeds):
             ids = np.random.default_rng(seed).integers(0, config.vocab_size, config.context_length)
-            truth.model.replace_weights(random_arrays(config, seed))
+            truth.model.replace_weights(arrays_of(config, seed))
             logits = []
             for participant in participants:
-                participant.model.replace_weights(random_arrays(config, seed))
+                participant.model.replace_weights(arrays_of(config, seed))
                 counts["report"] += examine(participant, truth, [ids]).first_divergence() is not None
                 logits.append(participant.model.logits(ids)[0])
                 models += 1

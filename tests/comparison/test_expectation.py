@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import random_arrays
 
 from transformer_lab.comparison.bounds import UNITS
 from transformer_lab.comparison.examination import examine
@@ -17,7 +18,6 @@ from transformer_lab.ffn.dense import ACTIVATIONS, Dense
 from transformer_lab.language_model import assemble
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.decoder import tap_names
-from transformer_lab.model.parameters import shapes
 
 GPT2 = ModelConfig(vocab_size=37, context_length=12, hidden_size=16, num_layers=3, num_heads=4, ffn=Dense(size=40))
 LLAMA = replace(
@@ -42,15 +42,6 @@ SHOWN = {
     "the last block": (lambda tap: "blocks" not in tap or "blocks.2" in tap, "blocks.2.norm_1", "blocks.2.norm_1"),
     "logits": (lambda tap: tap == "logits", "logits", "logits"),
 }
-
-
-def random_arrays(config, seed, size):
-    generator = np.random.default_rng(seed)
-    arrays = {}
-    for name, shape in shapes(config).items():
-        array = generator.standard_normal(shape) * size
-        arrays[name] = (array + 1.0 if name.endswith(".weight") else array).astype(np.float32)
-    return arrays
 
 
 def model_of(config, seed=0, size=0.2, backend="numpy", precision="float64", ops="manual"):

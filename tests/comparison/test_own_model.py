@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_models import random_arrays
 
 from transformer_lab.comparison.bounds import UNITS
 from transformer_lab.comparison.expectation import Expectation
@@ -16,7 +17,6 @@ from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.decoder import tap_names
-from transformer_lab.model.parameters import shapes
 
 GPT2 = ModelConfig(
     vocab_size=37,
@@ -54,10 +54,7 @@ def models():
     def get(config, backend, precision, ops="manual"):
         key = config, backend, precision, ops
         if key not in made:
-            generator = np.random.default_rng(4)
-            arrays = {
-                name: (generator.standard_normal(s) * 0.4).astype(np.float32) for name, s in shapes(config).items()
-            }
+            arrays = random_arrays(config, 4, 0.4)
             made[key] = assemble(config, arrays, component("backend", backend, precision=precision, ops=ops))
         return made[key]
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from random_models import random_arrays
 
 from transformer_lab.comparison.examination import examine
 from transformer_lab.comparison.own_model import OwnModel
@@ -9,7 +10,6 @@ from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
 from transformer_lab.model.config import ModelConfig
-from transformer_lab.model.parameters import shapes
 
 SEEDS = 17
 SHAPES = {
@@ -33,15 +33,9 @@ SHAPES = {
 }
 
 
-def random_arrays(config, seed):
+def arrays_of(config, seed):
     """Weights of a size that differs from model to model: calm ones, and ones whose scores and activations are wild."""
-    generator = np.random.default_rng(seed)
-    size = 10.0 ** generator.uniform(-2.0, 0.0)
-    arrays = {}
-    for name, shape in shapes(config).items():
-        array = generator.standard_normal(shape) * size
-        arrays[name] = (array + 1.0 if name.endswith(".weight") else array).astype(np.float32)
-    return arrays
+    return random_arrays(config, seed, 10.0 ** np.random.default_rng(seed).uniform(-2.0, 0.0))
 
 
 @pytest.mark.parametrize("ops", ["fused", "manual"])
@@ -49,13 +43,13 @@ def random_arrays(config, seed):
 @pytest.mark.parametrize("shape", sorted(SHAPES))
 def test_sound_models_stay_below_every_bound(shape, backend, ops):
     config = SHAPES[shape]
-    arrays = random_arrays(config, 0)
+    arrays = arrays_of(config, 0)
     truth = OwnModel(assemble(config, arrays, component("backend", "numpy", precision="float64", ops="manual")))
     participant = OwnModel(assemble(config, arrays, component("backend", backend, precision="float32", ops=ops)))
     largest = []
     for seed in range(SEEDS):
         for model in (truth.model, participant.model):
-            model.replace_weights(random_arrays(config, seed))
+            model.replace_weights(arrays_of(config, seed))
         ids = np.random.default_rng(seed).integers(0, config.vocab_size, config.context_length)
         found = examine(participant, truth, [ids])
         assert found.first_divergence() is None
