@@ -5,7 +5,7 @@ import importlib.util
 import mpmath
 import numpy as np
 import pytest
-from operation_cases import CASES, Case, call
+from operation_cases import CASES, Case, attention_inputs, call
 
 from transformer_lab.backends import exact
 from transformer_lab.backends.base import OPERATIONS
@@ -129,10 +129,43 @@ def test_what_is_computed_again_comes_out_the_same(name, operation, title, monke
     inputs = float32_inputs(case)
     expected = call(component("backend", "numpy", precision="exact"), operation, case, inputs)
     monkeypatch.setattr(exact, "U", 2.0**-23)
+    monkeypatch.setattr(exact, "GAMMA", 2.0**-23)
     ops = component("backend", name, precision="exact")
     found = call(ops, operation, case, inputs)
     assert ops.certificate.doubtful > 0.3 * found.size if title not in ("extreme", "one column") else True
     assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize(("operation", "title"), [pair for pair in CASE_LIST if pair in FIRST])
+def test_pieces_change_no_bit(name, operation, title, monkeypatch):
+    """A few elements at a time, so that rows and matrices are cut wherever they can be."""
+    case = CASES[operation][title]
+    inputs = float32_inputs(case)
+    ops = component("backend", name, precision="exact")
+    expected = call(ops, operation, case, inputs)
+    monkeypatch.setattr(type(ops), "piece", 7)
+    assert call(ops, operation, case, inputs).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_blocks_of_queries_change_no_bit(name, monkeypatch):
+    """A prompt over a cache in several blocks, each over the keys it may see, and whole, when somebody looks on."""
+    case = Case(attention_inputs(4, 2, 11, 17, [6, 2]), (0.3,))
+    inputs = float32_inputs(case)
+    ops = component("backend", name, precision="exact")
+    monkeypatch.setattr(exact, "QUERY_BLOCK", 3)
+    seen = {}
+    arrays = [ops.asarray(x, ops.index_dtype if x.dtype.kind == "i" else None) for x in inputs.values()]
+    blocks = ops.to_numpy(ops.compile(lambda *a: ops.attention(*a, *case.options))(*arrays))
+
+    def look_on(name, x):
+        seen[name] = x
+        return x
+
+    whole, taps = ops.compile(lambda *a: (ops.attention(*a, *case.options, tap=look_on), dict(seen)))(*arrays)
+    assert ops.to_numpy(whole).tobytes() == blocks.tobytes()
+    assert taps["pattern"].shape == (2, 4, 11, 17)
 
 
 @pytest.mark.parametrize("name", INSTALLED)

@@ -30,7 +30,6 @@ OPERATIONS = (
     "attention",
     "cross_entropy",
 )
-PATCH = 128  # how many doubtful elements exact mode computes again at a time
 BUCKETS = (64, 128, 256, 384, 512, 768, 1024)  # then every multiple of 1024
 
 
@@ -97,6 +96,7 @@ class Backend:
     in_place: ClassVar[bool] = True  # slice_update writes into its target, so a view of a cache can be updated
     compiles: ClassVar[bool] = False  # so that running the operations one by one is another way
     fixed_threads: ClassVar[bool] = False  # their number is settled when the process starts
+    piece: ClassVar[int] = 1 << 15  # float64 elements that exact mode works on at a time, so that they stay in a cache
     steps_per_call: ClassVar[int] = 1  # how many tokens one call of a compiled decoding step may produce
 
     xp: Any  # the array namespace: reshape, permute_dims, where, exp, sum, max, ... of the array API standard
@@ -242,20 +242,25 @@ class Backend:
         """float64 -> the nearest float32, ties to even, as an array of float32."""
         return self.cast(x, self.xp.float32)
 
+    def flush(self, x: Any) -> Any:
+        """float32, what is below 2^-126 in size made 0 and -0 made 0, as XLA has it. Consumes x."""
+        return self.xp.where(self.xp.abs(x) < exact.SMALLEST_NORMAL, 0.0, x)
+
     def power_of_two_above(self, x: Any) -> Any:
         """A power of two above each element of x [...] (float64, not negative), at most twice as large; 1 for 0."""
         raise NotImplementedError
 
-    def patch(self, values: Any, mask: Any, again: Callable[[Any], Any]) -> Any:
-        """values [N] with again(indices [n]) -> [n] put wherever mask [N] is true, some at a time. Consumes values."""
+    def patch(self, values: Any, mask: Any, again: Callable[[Any], Any], at_once: int) -> Any:
+        """values [N] with again(indices [n]) -> [n] wherever mask [N] is true, `at_once` at a time. Consumes values."""
         (places,) = self.xp.nonzero(mask)
-        for first in range(0, places.shape[0], PATCH):
-            some = places[first : first + PATCH]
+        for first in range(0, places.shape[0], at_once):
+            some = places[first : first + at_once]
             values[some] = again(some)
         return values
 
-    def on_host(self, function: Callable[..., np.ndarray], shape: tuple[int, ...], *arrays: Any) -> Any:
-        """function(NumPy arrays) -> float64 [shape], called on the host. Arrays and results hold float32 values."""
+    def on_host(self, function: Callable[..., np.ndarray], indices: Any, *arrays: Any) -> Any:
+        """function(NumPy arrays) -> float64, called on the host. The arrays belong to these indices [n], by their first
+        axis, and so does the result [n]. Arrays and results hold float32 values, or integers."""
         return self.asarray(function(*(self.to_numpy(array) for array in arrays)), self.xp.float64)
 
     def tally(self, doubtful: Any) -> None:

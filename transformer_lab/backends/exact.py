@@ -12,7 +12,7 @@ The letters are those of `manual.py`, and U is the unit of float64's relative ro
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,25 +28,65 @@ SMALLEST_NORMAL = 2.0**-126
 # An elementary function of NumPy, torch or XLA is within 2 U of the truth (measured); formulas of a few of them, with
 # a division or a square root that XLA does not round as IEEE asks, stay well below this many.
 FEW = 24.0
+GAMMA = 1.01 * U  # gamma_n is at most n times this, for every n that a model has
+AT_ONCE_ON_HOST = 16  # elements that a compiled program asks the host for at a time; mostly there are none or one
+QUERY_BLOCK = 128
+COMPILED_BLOCKS = 4  # at most: each is compiled, and four already leave out three eighths of the hidden scores
 
 
-def settle(ops: Any, y: Any, bound: Any, again: Callable[[Any], Any]) -> Any:
-    """y [...] float64, known to `bound` -> float32, correctly rounded. `again(indices [n])` gives better values [n]."""
+def settle(ops: Any, y: Any, bound: Any, again: Callable[[Any], Any], at_once: int = 128) -> Any:
+    """y [...] float64, known to `bound` -> float32, correctly rounded. Consumes y; for the rest see `settle_pieces`."""
+    return settle_pieces(ops, y.shape, [None], lambda whole: (y, bound), again, at_once)
+
+
+def settle_pieces(
+    ops: Any,
+    shape: tuple[int, ...],
+    pieces: Sequence[Any],
+    estimate: Callable[[Any], tuple[Any, Any]],
+    again: Callable[[Any], Any],
+    at_once: int,
+) -> Any:
+    """An array that is known to a bound -> [shape] float32, correctly rounded.
+
+    It is worked on in pieces, because a processor's cache is several times as fast as its memory. They come in the
+    order of the array; estimate(piece) -> (y, bound) in float64, which are consumed.
+    again(indices [n] into the flat array) -> better values [n]: correctly rounded, or rounded to odd, in float64. It is
+    asked for at most `at_once` of them at a time.
+    """
     xp = ops.xp
-    doubtful = xp.logical_and(ops.narrow(y - bound) != ops.narrow(y + bound), xp.isfinite(y))
+
+    def settled(piece: Any) -> tuple[Any, Any]:
+        y, bound = estimate(piece)
+        value = ops.flush(ops.narrow(y))
+        above = ops.narrow(y + bound)
+        y -= bound
+        doubtful = above > ops.narrow(y)  # never so for what is infinite or not a number
+        return xp.reshape(value, (-1,)), xp.reshape(doubtful, (-1,))
+
+    found = zip(*map(settled, pieces), strict=True)
+    values, doubtful = (parts[0] if len(parts) == 1 else xp.concat(parts) for parts in found)
     ops.tally(doubtful)
-    y = xp.reshape(ops.patch(xp.reshape(y, (-1,)), xp.reshape(doubtful, (-1,)), again), y.shape)
-    return ops.narrow(xp.where(xp.abs(y) < SMALLEST_NORMAL, 0.0, y))
+    values = ops.patch(values, doubtful, lambda indices: ops.flush(ops.narrow(again(indices))), at_once)
+    return xp.reshape(values, shape)
 
 
-def exact_sum(ops: Any, terms: Any) -> Any:
+def row_pieces(ops: Any, rows: int, width: int) -> list[slice]:
+    """[rows, width] in pieces that fit the cache, or whole where a compiler sees to that."""
+    step = rows if ops.compiles else max(1, ops.piece // max(width, 1))
+    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def exact_sum(ops: Any, terms: Any, largest: float | None = None) -> Any:
     """The sum over the last axis (n terms) in float64, to about 2^-90 of n times the largest term.
+
+    largest: a power of two that no term is above in size, if one is known.
 
     Each term is cut at a multiple of a power of two, chosen so that the upper parts add up exactly in any order
     (Ozaki, Ogita, Oishi and Rump, Numerical Algorithms 59, 2012). Products of two float32 are exact terms; of others
     a compiler may fuse the last multiplication with the cut, which moves the sum by their own rounding at most.
     """
-    upper, lower = _cut_and_sum(ops, terms)
+    upper, lower = _cut_and_sum(ops, terms, largest)
     return upper + lower
 
 
@@ -65,36 +105,39 @@ def sum_to_odd(ops: Any, terms: Any) -> Any:
     return xp.where(xp.logical_and(left != 0.0, even), total + xp.sign(left) * unit, total)
 
 
-def _cut_and_sum(ops: Any, terms: Any) -> tuple[Any, Any]:
+def _cut_and_sum(ops: Any, terms: Any, largest: Any = None) -> tuple[Any, Any]:
     xp = ops.xp
-    count = terms.shape[-1]
-    largest = ops.power_of_two_above(xp.max(xp.abs(terms), axis=-1, keepdims=True))
+    if largest is None:
+        largest = ops.power_of_two_above(xp.max(xp.abs(terms), axis=-1, keepdims=True))
     # Upper parts are multiples of largest * 2^(bits - 53), and `count` of them stay below 2^53 such multiples.
-    bits = max(count - 1, 1).bit_length() + 1
+    bits = max(terms.shape[-1] - 1, 1).bit_length() + 1
     shift = largest * (1.5 * 2.0 ** (bits - 1))
-    upper = (terms + shift) - shift
-    lower = terms - upper
-    return xp.sum(upper, axis=-1), xp.sum(lower, axis=-1)
+    upper = terms + shift
+    upper -= shift
+    return xp.sum(upper, axis=-1), xp.sum(terms - upper, axis=-1)
 
 
 # --- products --------------------------------------------------------------------------------------------------------
 
 
 class ExactKernel(NamedTuple):
-    """A kernel in float64, stored by columns: `columns` [out, in], and the length of each, `lengths` [out]."""
+    """Matrices in float64, by columns: `columns` [..., out, in], and the length of each, `lengths` [..., out]."""
 
     columns: Any
     lengths: Any
 
 
-def prepare_kernel(ops: Any, kernel: Any) -> ExactKernel:
-    """[in, out] float32 -> the form that `linear` works on."""
-    columns = ops.cast(ops.xp.permute_dims(kernel, (1, 0)), ops.xp.float64)
-    return ExactKernel(columns, ops.xp.sqrt(ops.xp.sum(columns * columns, axis=-1)))
+def prepare_kernel(ops: Any, columns: Any) -> ExactKernel:
+    """[..., out, in] float32 -> the form that `products` works on."""
+    xp = ops.xp
+    # As one matrix it is copied, if need be, into the order in which single columns are fetched again.
+    wide = ops.cast(xp.reshape(columns, (-1, columns.shape[-1])), xp.float64)
+    lengths = xp.sqrt(xp.sum(wide * wide, axis=-1))
+    return ExactKernel(xp.reshape(wide, columns.shape), xp.reshape(lengths, columns.shape[:-1]))
 
 
 def pack_kernel(ops: Any, kernel: np.ndarray) -> ExactKernel:
-    """The same for a kernel that is loaded, once."""
+    """The same for a kernel [in, out] that is loaded, once."""
     columns = np.ascontiguousarray(kernel.T, dtype=np.float64)
     lengths = np.sqrt(np.einsum("oi,oi->o", columns, columns))
     return ExactKernel(ops.asarray(columns, ops.xp.float64), ops.asarray(lengths, ops.xp.float64))
@@ -108,68 +151,87 @@ def linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     """round(x kernel + bias): [..., in] -> [..., out]."""
     xp = ops.xp
     if not isinstance(kernel, ExactKernel):
-        kernel = prepare_kernel(ops, kernel)
-    rows = ops.cast(xp.reshape(x, (-1, x.shape[-1])), xp.float64)
-    wide_bias = None if bias is None else ops.cast(bias, xp.float64)
-    columns = kernel.columns.shape[0]
+        kernel = prepare_kernel(ops, xp.permute_dims(kernel, (1, 0)))
+    y = products(
+        ops, xp.reshape(x, (1, -1, x.shape[-1])), ExactKernel(*(part[None, ...] for part in kernel)), bias=bias
+    )
+    return xp.reshape(y, (*x.shape[:-1], y.shape[-1]))
+
+
+def products(
+    ops: Any, left: Any, right: ExactKernel, scale: float = 1.0, bias: Any = None, outputs: int | None = None
+) -> Any:
+    """round(scale * left right + bias) for M pairs of matrices: [M, R, in] -> [M, R, out].
+
+    Of longer columns in `right` the first `in` are used, and of more columns the first `outputs`. bias [out] float32.
+    """
+    xp = ops.xp
+    left = ops.cast(left, xp.float64)
+    matrices, count, terms = left.shape
+    columns = right.columns[:, :outputs, :terms]
+    out = columns.shape[1]
+    wide_bias, slack = None, None
+    if bias is not None:
+        wide_bias = ops.cast(bias, xp.float64)
+        slack = U * xp.abs(wide_bias)
+    # What float64 errs by, in any order of the sum, is at most gamma_n |x| |w| (Higham, Accuracy and Stability of
+    # Numerical Algorithms, 2002, section 3.1). |x| |w| is replaced by the product of the Euclidean lengths, which is
+    # never smaller. One more rounding, by the factor or the bias, is in it.
+    own = xp.sqrt(xp.sum(left * left, axis=-1, keepdims=True))
+    lengths = right.lengths[:, None, :outputs] * (GAMMA * (terms + 6) * scale)
+    y = xp.matmul(left, xp.matrix_transpose(columns))
+
+    def estimate(piece: tuple[slice, slice]) -> tuple[Any, Any]:
+        some, rows = piece
+        part = y[some, rows, :]
+        bound = own[some, rows, :] * lengths[some, ...]
+        if scale != 1.0:
+            part *= scale
+        if wide_bias is not None:
+            part += wide_bias
+            bound += slack
+        return part, bound
 
     def again(indices: Any) -> Any:
-        chosen = indices % columns
-        left = xp.take(rows, indices // columns, axis=0)
-        terms = left * xp.take(kernel.columns, chosen, axis=0)
+        row, column = indices // out, indices % out
+        column = row // count * right.columns.shape[1] + column
+        stored = xp.reshape(right.columns, (-1, right.columns.shape[2]))
+        found = xp.take(xp.reshape(left, (-1, terms)), row, axis=0) * xp.take(stored, column, axis=0)[:, :terms]
         if wide_bias is not None:
-            terms = xp.concat([terms, xp.take(wide_bias, chosen)[:, None]], axis=-1)
-        return sum_to_odd(ops, terms)
+            found = xp.concat([found, xp.take(wide_bias, indices % out)[:, None]], axis=-1)
+        return sum_to_odd(ops, found) * scale
 
-    y = xp.matmul(rows, xp.permute_dims(kernel.columns, (1, 0)))
-    bound = product_bound(ops, rows, kernel.lengths[None, :], x.shape[-1])
-    if wide_bias is not None:
-        y = y + wide_bias
-        bound = bound + U * xp.abs(y)
-    return xp.reshape(settle(ops, y, bound, again), (*x.shape[:-1], columns))
-
-
-def product_bound(ops: Any, rows: Any, lengths: Any, terms: int) -> Any:
-    """What float64 can err in rows [..., in] times columns of these lengths, in any order of the sum.
-
-    gamma_n |x| |w| (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), with |x| |w| replaced
-    by the product of the Euclidean lengths, which is never smaller.
-    """
-    own = ops.xp.sqrt(ops.xp.sum(rows * rows, axis=-1, keepdims=True))
-    return own * (lengths * (1.01 * (terms + 4) * U))
+    several = row_pieces(ops, matrices, count * out)
+    pieces = [(some, rows) for some in several for rows in row_pieces(ops, count, out)]
+    return settle_pieces(ops, (matrices, count, out), pieces, estimate, again, max(16, ops.piece // terms))
 
 
 def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = identity) -> Any:
-    """Scores, pattern and the mixed values are each rounded; shapes as in `manual.attention`."""
+    """Scores, pattern and the mixed values are each rounded; shapes as in `manual.attention`.
+
+    Queries go in blocks, each over the keys that its last query may see, unless somebody looks at scores and pattern,
+    which are then computed whole: the bits are the same.
+    """
     xp = ops.xp
     batch, heads, queries, size = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
-    rows = xp.reshape(query, (batch, kv_heads, -1, size))
-    scores = products(ops, rows, xp.matrix_transpose(key), scale)
-    scores = xp.reshape(scores, (batch, heads, queries, keys))
-    visible = visible_keys(ops, start, queries, keys)[:, None, ...]
-    scores = tap("scores", xp.where(visible, scores, NEGATIVE_INFINITY))
-    pattern = tap("pattern", softmax(ops, scores))
-    mixed = products(ops, xp.reshape(pattern, (batch, kv_heads, -1, keys)), value, 1.0)
-    return xp.reshape(mixed, (batch, heads, queries, size))
-
-
-def products(ops: Any, left: Any, right: Any, scale: float) -> Any:
-    """round(scale * left right) for stacks of matrices: [B, K, R, I] and [B, K, I, C] -> [B, K, R, C]."""
-    xp = ops.xp
-    left, right = ops.cast(left, xp.float64), ops.cast(right, xp.float64)
-    terms, columns, count = left.shape[-1], right.shape[-1], left.shape[-2]
-    flat_left = xp.reshape(left, (-1, terms))
-    flat_right = xp.reshape(xp.matrix_transpose(right), (-1, terms))  # a row for each column of each matrix
-
-    def again(indices: Any) -> Any:
-        row = indices // columns
-        column = row // count * columns + indices % columns
-        return sum_to_odd(ops, xp.take(flat_left, row, axis=0) * xp.take(flat_right, column, axis=0)) * scale
-
-    lengths = xp.sqrt(xp.sum(right * right, axis=-2, keepdims=True))
-    y = xp.matmul(left, right) * scale
-    return settle(ops, y, product_bound(ops, left, lengths, terms) * scale + U * xp.abs(y), again)
+    by_key = prepare_kernel(ops, xp.reshape(key, (-1, keys, size)))  # M = B * K matrices
+    by_place = prepare_kernel(ops, xp.reshape(xp.matrix_transpose(value), (-1, size, keys)))
+    step = queries
+    if tap is identity:
+        step = max(QUERY_BLOCK, -(-queries // COMPILED_BLOCKS) if ops.compiles else 0)
+    blocks = []
+    for first in range(0, queries, step):
+        count = min(step, queries - first)
+        seen = keys - queries + first + count  # start + T <= S always holds, so no query of this block sees further
+        rows = xp.reshape(query[:, :, first : first + count, :], (batch * kv_heads, -1, size))
+        scores = xp.reshape(products(ops, rows, by_key, scale, outputs=seen), (batch, heads, count, seen))
+        visible = visible_keys(ops, start + first, count, seen)[:, None, ...]
+        scores = tap("scores", xp.where(visible, scores, NEGATIVE_INFINITY))
+        pattern = tap("pattern", softmax(ops, scores))
+        mixed = products(ops, xp.reshape(pattern, (batch * kv_heads, -1, seen)), by_place)
+        blocks.append(xp.reshape(mixed, (batch, heads, count, size)))
+    return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=2)
 
 
 def rotary(ops: Any, x: Any, cos: Any, sin: Any) -> Any:
@@ -188,105 +250,165 @@ def rotary(ops: Any, x: Any, cos: Any, sin: Any) -> Any:
 def layer_norm(ops: Any, x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
     """Shapes as in `manual.layer_norm`; the result alone is rounded."""
     xp = ops.xp
-    wide, weight, bias = (ops.cast(array, xp.float64) for array in (x, weight, bias))
+    weight, bias = (ops.cast(array, xp.float64) for array in (weight, bias))
     size = x.shape[-1]
-    mean = exact_sum(ops, wide)[..., None] / size
-    centred = wide - mean
-    deviation = xp.sqrt(xp.sum(centred * centred, axis=-1, keepdims=True) / size + epsilon)
-    normal = centred / deviation * weight
-    y = normal + bias
-    # The mean is off by a few U of itself, the sum of squares by size * U of itself, which the root halves; an error
-    # of the mean reaches the deviation only squared.
-    bound = ((FEW + size / 2) * xp.abs(normal) + 4.0 * xp.abs(mean * weight / deviation) + xp.abs(y)) * U
-    return settle(ops, y, bound, _row_by_row(ops, rounding.layer_norm, wide, [weight, bias], epsilon))
+
+    def estimate(wide: Any) -> tuple[Any, Any]:
+        mean = exact_sum(ops, wide)[..., None] / size
+        wide -= mean
+        deviation = xp.sqrt(xp.sum(wide * wide, axis=-1, keepdims=True) / size + epsilon)
+        slope = weight / deviation
+        wide *= slope
+        # The mean is off by a few U of itself, the sum of squares by size * U of itself, which the root halves; an
+        # error of the mean reaches the deviation only squared.
+        bound = ((FEW + size / 2) * U) * xp.abs(wide)
+        bound += (4.0 * U) * xp.abs(mean * slope)
+        wide += bias
+        bound += U * xp.abs(wide)
+        return wide, bound
+
+    return _row_by_row(ops, x, estimate, rounding.layer_norm, [weight, bias], epsilon)
 
 
 def rms_norm(ops: Any, x: Any, weight: Any, epsilon: float) -> Any:
     """Shapes as in `manual.rms_norm`; the result alone is rounded."""
     xp = ops.xp
-    wide, weight = ops.cast(x, xp.float64), ops.cast(weight, xp.float64)
+    weight = ops.cast(weight, xp.float64)
     size = x.shape[-1]
-    y = wide / xp.sqrt(xp.sum(wide * wide, axis=-1, keepdims=True) / size + epsilon) * weight
-    bound = (FEW + size / 2) * U * xp.abs(y)
-    return settle(ops, y, bound, _row_by_row(ops, rounding.rms_norm, wide, [weight], epsilon))
+
+    def estimate(wide: Any) -> tuple[Any, Any]:
+        y = wide / xp.sqrt(xp.sum(wide * wide, axis=-1, keepdims=True) / size + epsilon) * weight
+        return y, ((FEW + size / 2) * U) * xp.abs(y)
+
+    return _row_by_row(ops, x, estimate, rounding.rms_norm, [weight], epsilon)
 
 
 def softmax(ops: Any, x: Any) -> Any:
     """Over the last axis."""
     xp = ops.xp
-    wide = ops.cast(x, xp.float64)
-    below = wide - xp.max(wide, axis=-1, keepdims=True)
-    powers = xp.exp(below)
-    y = powers / exact_sum(ops, powers)[..., None]
-    # exp passes an error of its argument on as a relative one; far below 2^-126 nothing is left of y anyway.
-    bound = y * (FEW - xp.clip(below, -200.0, None)) * U
-    return settle(ops, y, bound, _row_by_row(ops, rounding.softmax, wide, [], None))
+
+    def estimate(wide: Any) -> tuple[Any, Any]:
+        wide -= xp.max(wide, axis=-1, keepdims=True)
+        y = xp.exp(wide)
+        y /= exact_sum(ops, y, 1.0)[..., None]  # no power is above 1
+        # exp passes an error of its argument on as a relative one; far below 2^-126 nothing is left of y anyway.
+        bound = xp.maximum(wide, -200.0)
+        bound -= FEW
+        bound *= -U
+        bound *= y
+        return y, bound
+
+    return _row_by_row(ops, x, estimate, rounding.softmax, [])
 
 
 def cross_entropy(ops: Any, logits: Any, targets: Any) -> Any:
     """-log softmax(logits)[target], rounded: [..., V], [...] -> [...]."""
     xp = ops.xp
-    wide = ops.cast(logits, xp.float64)
-    shifted = wide - xp.max(wide, axis=-1, keepdims=True)
-    chosen = xp.take_along_axis(shifted, targets[..., None], axis=-1)[..., 0]
-    total = xp.log(exact_sum(ops, xp.exp(shifted)))
-    y = total - chosen
-    # total >= 0 has an absolute error of a few U, because the sum is at least 1.
-    bound = (FEW * (1.0 + total) + xp.abs(chosen) + xp.abs(y)) * U
-    rows, goals = xp.reshape(wide, (-1, wide.shape[-1])), xp.reshape(targets, (-1,))
+    rows, goals = xp.reshape(logits, (-1, logits.shape[-1])), xp.reshape(targets, (-1,))
+
+    def estimate(some: slice) -> tuple[Any, Any]:
+        wide = _wide(ops, rows[some, :])
+        wide -= xp.max(wide, axis=-1, keepdims=True)
+        chosen = xp.take_along_axis(wide, goals[some, None], axis=-1)[..., 0]
+        total = xp.log(exact_sum(ops, xp.exp(wide), 1.0))
+        y = total - chosen
+        # total >= 0 has an absolute error of a few U, because the sum is at least 1.
+        return y, (FEW * (1.0 + total) + xp.abs(chosen) + xp.abs(y)) * U
 
     def again(indices: Any) -> Any:
         taken = (xp.take(rows, indices, axis=0), xp.take(goals, indices))
-        return ops.on_host(rounding.cross_entropy, indices.shape, *taken)
+        return ops.on_host(rounding.cross_entropy, indices, *taken)
 
-    return settle(ops, y, bound, again)
+    return settle_pieces(ops, targets.shape, row_pieces(ops, *rows.shape), estimate, again, AT_ONCE_ON_HOST)
 
 
-def _row_by_row(ops: Any, judge: Callable[..., Any], wide: Any, columns: list[Any], option: Any) -> Callable[..., Any]:
-    """How a doubtful element of a function of rows is computed again: from its row, its place, and columns' values."""
+def _row_by_row(
+    ops: Any,
+    x: Any,
+    estimate: Callable[[Any], tuple[Any, Any]],
+    judge: Callable[..., Any],
+    columns: list[Any],
+    *options: float,
+) -> Any:
+    """A function of the rows of x [..., D] that is rounded once: [..., D] -> [..., D].
+
+    estimate(rows [n, D] in float64, which it consumes) -> (y, bound) [n, D].
+    judge(rows [n, D], places [n], the values of `columns` [D] there, *options) -> values [n], on the host.
+    """
     xp = ops.xp
-    size = wide.shape[-1]
-    rows = xp.reshape(wide, (-1, size))
+    rows = xp.reshape(x, (-1, x.shape[-1]))
+    count, size = rows.shape
 
     def again(indices: Any) -> Any:
         place = indices % size
         taken = [xp.take(rows, indices // size, axis=0), place, *(xp.take(column, place) for column in columns)]
-        if option is not None:
-            return ops.on_host(lambda *arrays: judge(*arrays, option), indices.shape, *taken)
-        return ops.on_host(judge, indices.shape, *taken)
+        return ops.on_host(lambda *arrays: judge(*arrays, *options), indices, *taken)
 
-    return again
+    def piece(some: slice) -> tuple[Any, Any]:
+        return estimate(_wide(ops, rows[some, :]))
+
+    return settle_pieces(ops, x.shape, row_pieces(ops, count, size), piece, again, AT_ONCE_ON_HOST)
 
 
-def _elementwise(ops: Any, judge: Callable[..., Any], x: Any, y: Any, bound: Any) -> Any:
+def _wide(ops: Any, x: Any) -> Any:
+    """A float64 array of one's own."""
+    return ops.xp.astype(x, ops.xp.float64, copy=True)
+
+
+def _elementwise(ops: Any, x: Any, estimate: Callable[[Any], tuple[Any, Any]], judge: Callable[..., Any]) -> Any:
+    """A function of single elements that is rounded once. estimate(x [n] in float64) -> (y, bound) [n]."""
     flat = ops.xp.reshape(x, (-1,))
-    return settle(ops, y, bound, lambda i: ops.on_host(judge, i.shape, ops.xp.take(flat, i)))
+
+    def piece(some: slice) -> tuple[Any, Any]:
+        return estimate(_wide(ops, flat[some]))
+
+    def again(indices: Any) -> Any:
+        return ops.on_host(judge, indices, ops.xp.take(flat, indices))
+
+    return settle_pieces(ops, x.shape, row_pieces(ops, flat.shape[0], 1), piece, again, AT_ONCE_ON_HOST)
 
 
 def gelu_tanh(ops: Any, x: Any) -> Any:
     """x / (1 + exp(-2 z)), rounded; see `manual.gelu_tanh`."""
     xp = ops.xp
-    x = ops.cast(x, xp.float64)
-    exponent = xp.clip((-2.0 * math.sqrt(2.0 / math.pi)) * (x + 0.044715 * (x * x * x)), None, 700.0)
-    y = x / (1.0 + xp.exp(exponent))
-    # exp turns the few U of its argument into as many times the argument; near 0 the result does not feel it.
-    bound = xp.abs(y) * ((FEW + 8.0 * xp.abs(exponent)) * U)
-    return _elementwise(ops, rounding.gelu_tanh, x, y, bound)
+    slope = -2.0 * math.sqrt(2.0 / math.pi)
+
+    def estimate(x: Any) -> tuple[Any, Any]:
+        exponent = x * x
+        exponent *= slope * 0.044715
+        exponent += slope
+        exponent *= x
+        exponent = xp.clip(exponent, None, 700.0)
+        y = xp.exp(exponent)
+        y += 1.0
+        y = x / y
+        # exp turns the few U of its argument into as many times the argument; near 0 the result does not feel it.
+        bound = xp.abs(exponent)
+        bound *= 8.0 * U
+        bound += FEW * U
+        bound *= xp.abs(y)
+        return y, bound
+
+    return _elementwise(ops, x, estimate, rounding.gelu_tanh)
 
 
 def gelu_erf(ops: Any, x: Any) -> Any:
     """0.5 x erfc(-x / sqrt 2), rounded. erfc is ours everywhere: its error is known."""
     xp = ops.xp
-    x = ops.cast(x, xp.float64)
-    argument = x * -math.sqrt(0.5)
-    y = 0.5 * x * erfc(xp, argument)
-    bound = xp.abs(y) * ((2.0 * FEW + 8.0 * xp.clip(x * x, None, 1500.0)) * U)
-    return _elementwise(ops, rounding.gelu_erf, x, y, bound)
+
+    def estimate(x: Any) -> tuple[Any, Any]:
+        y = 0.5 * x * erfc(xp, x * -math.sqrt(0.5))
+        return y, xp.abs(y) * ((2.0 * FEW + 8.0 * xp.clip(x * x, None, 1500.0)) * U)
+
+    return _elementwise(ops, x, estimate, rounding.gelu_erf)
 
 
 def silu(ops: Any, x: Any) -> Any:
     """x / (1 + exp(-x)), rounded."""
     xp = ops.xp
-    x = ops.cast(x, xp.float64)
-    y = x / (1.0 + xp.exp(xp.clip(-x, None, 700.0)))
-    return _elementwise(ops, rounding.silu, x, y, xp.abs(y) * (FEW * U))
+
+    def estimate(x: Any) -> tuple[Any, Any]:
+        y = x / (1.0 + xp.exp(xp.clip(-x, None, 700.0)))
+        return y, xp.abs(y) * (FEW * U)
+
+    return _elementwise(ops, x, estimate, rounding.silu)

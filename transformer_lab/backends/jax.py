@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from transformer_lab.backends import manual
-from transformer_lab.backends.base import PATCH, Backend, Implementation, bucket_length
+from transformer_lab.backends.base import Backend, Implementation, bucket_length
 from transformer_lab.errors import UnavailableError
 from transformer_lab.paths import cache_folder
 
@@ -24,6 +24,9 @@ try:
 except ImportError as error:
     message = "The jax backend needs JAX, which is not installed. Run: pip install 'transformer_lab[jax]'"
     raise UnavailableError(message) from error
+
+
+RUN = 256  # elements of a mask among which one is looked for
 
 
 def split_linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
@@ -64,6 +67,7 @@ class JaxBackend(Backend):
     compiles = True
     fixed_threads = True
     steps_per_call = 16
+    piece = 1 << 20
     implementations: ClassVar[Mapping[str, Mapping[str, Implementation]]] = {
         "linear": {"split": Implementation(split_linear, split_unavailable, split_pack, split_unpack)},
         "gelu_tanh": {"jax": Implementation(lambda ops, x: jax.nn.gelu(x, approximate=True))},
@@ -176,22 +180,34 @@ class JaxBackend(Backend):
         exponents = jnp.frexp(x)[1].astype(jnp.int64)
         return jax.lax.bitcast_convert_type((exponents + 1023) << 52, jnp.float64)
 
-    def patch(self, values: Any, mask: Any, again: Callable[[Any], Any]) -> Any:
-        size = min(max(PATCH, values.shape[0] // 2048), values.shape[0])  # each round passes over the whole mask
+    def patch(self, values: Any, mask: Any, again: Callable[[Any], Any], at_once: int) -> Any:
+        count = values.shape[0]
+        runs = -(-count // RUN)
+        size = min(at_once, runs)
 
         def some(carry: Any) -> Any:
-            values, mask = carry
-            (places,) = jnp.nonzero(mask, size=size, fill_value=jnp.argmax(mask))  # padded with the first of them
-            return values.at[places].set(again(places)), mask.at[places].set(False)
+            # To look for places in all of the mask is slow. So each round takes one place out of each of some runs.
+            values, mask, found = carry
+            (chosen,) = jnp.nonzero(found, size=size, fill_value=jnp.argmax(found))  # padded with the first of them
+            inside = mask[chosen]
+            place = jnp.argmax(inside, axis=1)
+            left = inside.at[jnp.arange(size), place].set(False)
+            places = chosen * RUN + place
+            values = values.at[places].set(again(places))
+            return values, mask.at[chosen].set(left), found.at[chosen].set(jnp.any(left, axis=1))
 
-        return jax.lax.while_loop(lambda carry: jnp.any(carry[1]), some, (values, mask))[0]
+        mask = jnp.pad(mask, (0, runs * RUN - count)).reshape(runs, RUN)
+        begin = values, mask, jnp.any(mask, axis=1)
+        return jax.lax.while_loop(lambda carry: jnp.any(carry[2]), some, begin)[0]
 
-    def on_host(self, function: Callable[..., np.ndarray], shape: tuple[int, ...], *arrays: Any) -> Any:
-        def called(*arrays: Any) -> np.ndarray:
-            # The switch for 64-bit types is off in the thread that calls this; what comes and goes are float32 values.
-            return np.asarray(function(*(np.asarray(array) for array in arrays)), np.float32)
+    def on_host(self, function: Callable[..., np.ndarray], indices: Any, *arrays: Any) -> Any:
+        def called(indices: Any, *arrays: Any) -> np.ndarray:
+            # Indices are padded with one that is there already. The switch for 64-bit types is off in the thread that
+            # calls this; what comes and goes are float32 values and integers.
+            _, first, place = np.unique(np.asarray(indices), return_index=True, return_inverse=True)
+            return np.asarray(function(*(np.asarray(array)[first] for array in arrays)), np.float32)[place]
 
-        found = jax.pure_callback(called, jax.ShapeDtypeStruct(shape, jnp.float32), *arrays)
+        found = jax.pure_callback(called, jax.ShapeDtypeStruct(indices.shape, jnp.float32), indices, *arrays)
         return found.astype(jnp.float64)
 
     def tally(self, doubtful: Any) -> None:

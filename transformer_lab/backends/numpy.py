@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from transformer_lab.backends import gradients, manual, recording
+from transformer_lab.backends import exact, gradients, manual, recording
 from transformer_lab.backends.base import OPERATIONS, Backend, Implementation
 from transformer_lab.backends.error_function import erfc
 from transformer_lab.backends.recording import Recorded
@@ -205,6 +205,12 @@ class NumpyBackend(Backend):
     def narrow(self, x: Any) -> Any:
         with np.errstate(over="ignore", invalid="ignore"):
             return x.astype(np.float32)
+
+    def flush(self, x: Any) -> Any:
+        small = np.abs(x) < exact.SMALLEST_NORMAL
+        if small.any():  # several times as fast as `where`
+            x[small] = 0.0
+        return x
 
     def power_of_two_above(self, x: Any) -> Any:
         return np.ldexp(1.0, np.frexp(x)[1])

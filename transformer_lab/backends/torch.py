@@ -18,6 +18,9 @@ except ImportError as error:
     raise UnavailableError(message) from error
 
 
+LARGEST_DENORMAL = 2.0**-126 - 2.0**-149  # of float32
+
+
 def linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     return functional.linear(x, kernel.T, bias)
 
@@ -200,6 +203,7 @@ class TorchBackend(Backend):
     """PyTorch. device: "cpu", "cuda", "cuda:1", "mps", ..."""
 
     name = "torch"
+    piece = 1 << 17  # shared between the cores
     precisions = ("float32", "float64", "exact", "bfloat16", "int8")
     implementations: ClassVar[Mapping[str, Mapping[str, Implementation]]] = {
         "linear": {
@@ -272,6 +276,9 @@ class TorchBackend(Backend):
 
     def erfc(self, x: Any) -> Any:
         return torch.special.erfc(x)
+
+    def flush(self, x: Any) -> Any:
+        return functional.hardshrink(x, LARGEST_DENORMAL)
 
     def power_of_two_above(self, x: Any) -> Any:
         exponents = torch.frexp(x).exponent.to(torch.int64)

@@ -14,13 +14,14 @@ final_norm [B, T, D], logits [B, T, V]. A fused attention shows neither scores n
 from collections.abc import Callable
 from typing import Any
 
+from transformer_lab.backends.manual import identity
 from transformer_lab.model.attention import self_attention
 from transformer_lab.model.config import ModelConfig
 
 
-def no_tap(name: str, x: Any) -> Any:
-    """Passes everything on."""
-    return x
+def within(tap: Callable[[str, Any], Any], part: str) -> Callable[[str, Any], Any]:
+    """The tap for a part of the decoder, whose names begin with `part`. No tap stays none, which operations may ask."""
+    return tap if tap is identity else lambda name, x: tap(part + name, x)
 
 
 def tap_names(config: ModelConfig) -> list[str]:
@@ -38,7 +39,7 @@ def forward(
     token_ids: Any,
     start: Any,
     cache: Any = None,
-    tap: Callable[[str, Any], Any] = no_tap,
+    tap: Callable[[str, Any], Any] = identity,
     logits_at: Any = None,
 ) -> tuple[Any, Any]:
     """token_ids [B, T] at positions start [B] onward -> (logits [B, T, V], the cache).
@@ -96,16 +97,14 @@ def decoder_block(
 ) -> tuple[Any, Any]:
     """x + attention(norm_1(x)), then the same with the feed-forward network: [B, T, D] -> ([B, T, D], cache)."""
 
-    def here(name: str, value: Any) -> Any:
-        return tap(f"blocks.{layer}.{name}", value)
-
+    here = within(tap, f"blocks.{layer}.")
     normal = here("norm_1", normalise(ops, config, params["norm_1"], x))
     attended, cache = self_attention(
-        ops, config, layer, params["attn"], normal, start, angles, cache, lambda name, v: here(f"attn.{name}", v)
+        ops, config, layer, params["attn"], normal, start, angles, cache, within(here, "attn.")
     )
     x = here("resid_mid", x + attended)
     normal = here("norm_2", normalise(ops, config, params["norm_2"], x))
-    x = x + here("ffn.out", config.ffn(ops, params["ffn"], normal, lambda name, v: here(f"ffn.{name}", v)))
+    x = x + here("ffn.out", config.ffn(ops, params["ffn"], normal, within(here, "ffn.")))
     return here("resid_post", x), cache
 
 
