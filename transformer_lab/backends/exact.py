@@ -30,6 +30,7 @@ SMALLEST_NORMAL = 2.0**-126
 FEW = 24.0
 GAMMA = 1.01 * U  # gamma_n is at most n times this, for every n that a model has
 AT_ONCE_ON_HOST = 16  # elements that a compiled program asks the host for at a time; mostly there are none or one
+PART = 512  # terms of a product whose sum is left to the library
 QUERY_BLOCK = 128
 COMPILED_BLOCKS = 4  # at most: each is compiled, and four already leave out three eighths of the hidden scores
 
@@ -176,21 +177,26 @@ def products(
         slack = U * xp.abs(wide_bias)
     # What float64 errs by, in any order of the sum, is at most gamma_n |x| |w| (Higham, Accuracy and Stability of
     # Numerical Algorithms, 2002, section 3.1). |x| |w| is replaced by the product of the Euclidean lengths, which is
-    # never smaller. One more rounding, by the factor or the bias, is in it.
+    # never smaller. Long sums are cut, and n is then the terms of a part and the number of parts: the share of doubtful
+    # elements grows with n, and so does the price of each. One more rounding, by the factor or the bias, is in it.
+    part = terms if terms <= 2 * PART else PART
     own = xp.sqrt(xp.sum(left * left, axis=-1, keepdims=True))
-    lengths = right.lengths[:, None, :outputs] * (GAMMA * (terms + 6) * scale)
-    y = xp.matmul(left, xp.matrix_transpose(columns))
+    lengths = right.lengths[:, None, :outputs] * (GAMMA * (part + terms // part + 6) * scale)
+    y = xp.matmul(left[..., :part], xp.matrix_transpose(columns[..., :part]))
+    for first in range(part, terms, part):
+        some = slice(first, first + part)
+        y += xp.matmul(left[..., some], xp.matrix_transpose(columns[..., some]))
 
     def estimate(piece: tuple[slice, slice]) -> tuple[Any, Any]:
         some, rows = piece
-        part = y[some, rows, :]
+        value = y[some, rows, :]
         bound = own[some, rows, :] * lengths[some, ...]
         if scale != 1.0:
-            part *= scale
+            value *= scale
         if wide_bias is not None:
-            part += wide_bias
+            value += wide_bias
             bound += slack
-        return part, bound
+        return value, bound
 
     def again(indices: Any) -> Any:
         row, column = indices // out, indices % out
