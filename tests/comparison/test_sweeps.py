@@ -43,7 +43,8 @@ def rows_of(names, folder, truth, spool, backend, precision, change=None):
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_in_exact_mode_every_row_is_zero(backend, folder, truth, tmp_path):
     rows = rows_of(SWEEPS, folder, truth, tmp_path, backend, "exact")
-    assert [row.change for row in rows] == [FEEDINGS[name][0] for name in ("pieces", "cached", "batch")] + ["1 thread"]
+    fed = ("pieces", "cached", "batch", "unequal")
+    assert [row.change for row in rows] == [FEEDINGS[name][0] for name in fed] + ["1 thread"]
     elements = sum(value.size for value in truth.model.record(IDS).values())
     for row in rows:
         assert (row.participant, row.precision, row.note) == ("mine", "exact", None)

@@ -1,5 +1,6 @@
-"""The same tokens another way: in pieces over a cache, one by one, as a row of a batch, by other versions of the
-operations, uncompiled, on one thread. What then differs is rounding, and in exact mode it is nothing.
+"""The same tokens another way: in pieces over a cache, one by one, as a row of a batch, beside rows of other lengths,
+by other versions of the operations, uncompiled, on one thread. What then differs is rounding, and in exact mode it is
+nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,8 @@ from transformer_lab.language_model import LanguageModel
 FEEDINGS = {
     "pieces": ("prompt in 3 pieces", Feeding(pieces=3)),
     "cached": ("cached, the last 8 tokens one by one", Feeding(single=8)),
-    "batch": ("one row of a batch of 3", Feeding(batch=3)),
+    "batch": ("one row of a batch of 3", Feeding(beside=(0, 0))),
+    "unequal": ("cached, between a longer row and a shorter one", Feeding(pieces=2, single=4, beside=(5, -3))),
     "uncompiled": ("not compiled", Feeding(compiled=False)),
 }
 SWEEPS = (*FEEDINGS, "manual", "threads")
