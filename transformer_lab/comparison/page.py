@@ -216,6 +216,7 @@ def _glossary() -> Html:
             ("Inherited error", "the rest: what earlier operations had put into those inputs"),
             ("Bound", "how far rounding can take the operation in its precision, from its dimensions and its inputs"),
             ("Error / bound", "the added error over the bound, the largest element; above 1 it cannot be rounding"),
+            ("Exact mode", "rounds once, and its bound is that one rounding: its error / bound comes close to 1"),
             ("ULP", "units in the last place: how many numbers of the precision lie between"),
             ("SNR", "signal to noise: 20 log10 of the RMS of the values over the RMS of the error, in dB"),
             ("KL", "from the truth: how much the participant's distribution loses against the truth's, in nats"),
@@ -485,7 +486,10 @@ def _sweeps(report: Report) -> Html:
         ]
         for row in shown
     ]
-    said = paragraph("The same participant once more, with one thing changed. In exact mode nothing may differ.")
+    said = paragraph(
+        "The same participant once more, with one thing changed. In exact mode nothing may differ. Another precision "
+        "differs, and is judged by its own bounds."
+    )
     return Html(said + table("What a change of circumstances changes", columns, rows, more, "tall"))
 
 
