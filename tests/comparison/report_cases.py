@@ -83,7 +83,8 @@ def sound(layers=4, names=("numpy float32", "torch float32", "jax float32"), pro
             "roundings": 40_000 * len(taps),
             "doubtful": 13 * len(taps),
             "taps": [
-                {"tap": tap, "roundings": 40_000, "doubtful": 13, "differing": {"torch exact": 0, "jax exact": 0}}
+                {"tap": tap, "roundings": 40_000, "doubtful": 13, "missing": []}
+                | {"differing": {"torch exact": 0, "jax exact": 0}}
                 for tap in taps
             ],
         },

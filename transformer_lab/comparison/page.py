@@ -259,10 +259,14 @@ def _exact(report: Report) -> Html:
     others = _names(report, [name for row in exact["taps"] for name in row["differing"]])
     group = "elements that differ from the first participant" if others else ""
     columns = [Column("Tap"), Column("Roundings"), Column("Doubtful"), *(Column(name, group=group) for name in others)]
+    missing = any(row["missing"] for row in exact["taps"])
+    if missing:
+        columns.append(Column("Missing on", words=True))
     shown, more = _cut(exact["taps"], EXACT_ROWS)
     rows = [
         [code(row["tap"]), number(row["roundings"]), number(row["doubtful"])]
         + [_zero_expected(row["differing"].get(name)) for name in others]
+        + ([Html(f'<span class="over">{", ".join(map(name, row["missing"]))}</span>')] if missing else [])
         for row in shown
     ]
     made = table("Exact mode, tap by tap", columns, rows, more, "tall")
