@@ -68,7 +68,7 @@ class Report:
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Writes one self-contained page. Raises UnavailableError where the disk refuses."""
-        from transformer_lab.comparison.page import page
+        from transformer_lab.comparison.page.document import page
 
         write_text(Path(path), page(self.content))
 
