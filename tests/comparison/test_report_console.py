@@ -74,6 +74,18 @@ def test_sweeps_stand_below_their_participant():
     assert "one thing changed" not in printed(report) and len(tables(report)) == 2
 
 
+def test_what_was_not_tried_says_why_once():
+    report = sound()
+    for row in report["sweeps"][:2]:
+        row |= {"ratio": None, "note": "[red]the prompt is one token"}
+    text = printed(report)
+    assert text.count("not tried: [red]the prompt is one token") == 1
+    assert row_of(text, "1 thread") == ["1 thread", "-", "-", "-", "not tried"]
+    assert "Another precision" not in text
+    report["sweeps"][0]["judged_by"] = "int8"
+    assert "Another precision has bounds of its own" in " ".join(printed(report).split())
+
+
 def test_a_change_that_is_broken_stays_below_its_participant():
     report = sound()
     report["sweeps"][0]["change"] = "many words about what was changed " * 3

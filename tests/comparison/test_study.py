@@ -144,6 +144,12 @@ def test_a_defect_of_the_shared_definition_is_found(folder, monkeypatch):
     assert found.first_divergence.tap == "blocks.0.norm_1"
 
 
+def test_a_single_backend_in_exact_mode_is_said_to_be_alone(folder):
+    found = lab.compare(folder, IDS, ["numpy"], "exact", new_tokens=0)
+    assert found.sound
+    assert found.verdict.startswith("Exact mode is within its bounds; numpy is alone in it")
+
+
 def test_configurations_that_differ_are_said_first(folder):
     model = lab.load_model(folder)
     model.config = replace(model.config, norm_epsilon=1e-3)

@@ -118,10 +118,13 @@ def _sweeps(report: Report) -> "RenderableType | None":
             numbers = (_number(row["logits_max_abs"]), _number(row["ratio"]))
             table.add_row(_indented(row["change"]), _dashed(number(row["differing"])), *numbers, _cell(row["tap"]))
     more = len(report["sweeps"]) - len(rows)
-    table.caption = (
-        "differing: elements of all taps. at logits: the largest difference there. A precision has bounds of its own."
-        + (f" And {more:,} more rows in report.json." if more else "")
-    )
+    said = "differing: elements of all taps. at logits: the largest difference there."
+    if any(row["judged_by"] != row["precision"] for row in rows):
+        said += " Another precision has bounds of its own."
+    if more:
+        said += f" And {more:,} more rows in report.json."
+    notes = dict.fromkeys(_plain(row["note"]) for row in rows if row["ratio"] is None and row["note"])
+    table.caption = Text("\n".join((said, *(f"not tried: {note}" for note in notes))), style="table.caption")
     return table
 
 

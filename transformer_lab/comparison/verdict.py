@@ -59,10 +59,12 @@ def sentences(
     defects += generation
     if defects:
         return " ".join([*said, *defects]), False
-    if len(exactness.differing) > 1:
-        said.append(
-            f"Identical in exact mode on {_joined(name.removesuffix(' exact') for name in exactness.differing)}."
+    if exactness.differing:
+        where = _joined(name.removesuffix(" exact") for name in exactness.differing)
+        alone = (
+            f"Exact mode is within its bounds; {where} is alone in it, so there is nothing to hold its bits against."
         )
+        said.append(alone if len(exactness.differing) == 1 else f"Identical in exact mode on {where}.")
     rounding = [found for found in examinations if found.precision != "exact"]
     worst = max(
         (worst for found in rounding if (worst := found.worst()) is not None),
