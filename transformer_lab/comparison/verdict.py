@@ -61,9 +61,7 @@ def sentences(
         return " ".join([*said, *defects]), False
     if exactness.differing:
         where = _joined(name.removesuffix(" exact") for name in exactness.differing)
-        alone = (
-            f"Exact mode is within its bounds; {where} is alone in it, so there is nothing to hold its bits against."
-        )
+        alone = f"Exact mode is within its bounds; {where} is alone in it: there is nothing to hold its bits against."
         said.append(alone if len(exactness.differing) == 1 else f"Identical in exact mode on {where}.")
     rounding = [found for found in examinations if found.precision != "exact"]
     worst = max(
