@@ -247,6 +247,44 @@ def bfloat16_cache(ops: Any, right: Any, target: Any, update: Any, start: Any, a
     return right(target, to_bfloat16(ops, update), start, axis)
 
 
+def first_row_for_all(start: Any) -> Any:
+    """[B] -> [B]: what a program knows that was written for prompts of one length."""
+    return start * 0 + start[:1]
+
+
+def longest_row_for_all(start: Any) -> Any:
+    return start * 0 + start.max()
+
+
+def attention_with(starts: Callable[[Any], Any]) -> Callable[..., Any]:
+    def wrong(ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *tap: Any) -> Any:
+        return right(query, key, value, starts(start), scale, *tap)
+
+    return wrong
+
+
+def keys_of_the_first_row(ops: Any, right: Any, query: Any, key: Any, *rest: Any) -> Any:
+    return right(query, ops.xp.broadcast_to(key[:1], key.shape), *rest)
+
+
+def cache_written_at_the_first_row(ops: Any, right: Any, target: Any, update: Any, start: Any, axis: int) -> Any:
+    return right(target, update, first_row_for_all(start), axis)
+
+
+def positions_of_the_first_row(ops: Any, right: Any, table: Any, ids: Any) -> Any:
+    if table.shape[0] == GPT2_SHAPE["n_positions"]:
+        return right(table, first_row_for_all(ids))
+    return right(table, ids)
+
+
+def keys_as_far_as_the_shortest_row(
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *tap: Any
+) -> Any:
+    """Keys behind the last query are cut off for speed, where the row that is farthest behind has its last."""
+    seen = int(start.min()) + query.shape[2]
+    return right(query, key[:, :, :seen], value[:, :, :seen], start, scale, *tap)
+
+
 def split_halves_swapped(ops: Any, right: Any, y: Any, x: Any, kernel: Any, bias: Any) -> Any:
     return right(x, kernel[::-1] if isinstance(kernel, tuple) else kernel, bias)
 
@@ -382,6 +420,42 @@ BUGS = (
     Bug(
         "cache kept in bfloat16", "attn.scores", around("slice_update", bfloat16_cache), backend="torch", sweep="cached"
     ),
+    Bug(
+        "all rows of a batch read the keys of the first",
+        "attn.scores",
+        around("attention", keys_of_the_first_row),
+        backend="torch",
+        sweep="batch",
+    ),
+    # What prompts of one length hide: all rows are then at the same position.
+    Bug(
+        "mask of the first row for all rows",
+        "attn.scores",
+        around("attention", attention_with(first_row_for_all)),
+        sweep="unequal",
+    ),
+    Bug(
+        "all rows of the cache written where the first one is",
+        "attn.scores",
+        around("slice_update", cache_written_at_the_first_row),
+        sweep="unequal",
+    ),
+    Bug(
+        "all rows of JAX's cache written where the first one is",
+        "attn.scores",
+        around("slice_update", cache_written_at_the_first_row),
+        backend="jax",
+        sweep="unequal",
+    ),
+    Bug("all rows at the first one's position", "embed", around("embed", positions_of_the_first_row), sweep="unequal"),
+    Bug(
+        "rotary angles of the first row for all rows",
+        "attn.q",
+        around("rotary", lambda ops, right, x, cos, sin: right(x, cos[:1], sin[:1])),
+        family="llama",
+        backend="torch",
+        sweep="unequal",
+    ),
     Bug("RMS norm removes the mean", "norm_1", instead_of("rms_norm", rms_with_mean_removed), family="llama"),
     Bug("RMS norm divides by n - 1", "norm_1", instead_of("rms_norm", rms_of_the_sum), family="llama", backend="torch"),
     Bug("rotary pairs beside each other", "attn.q", instead_of("rotary", pairs_beside_each_other), family="llama"),
@@ -475,5 +549,21 @@ BUGS = (
         "torch",
         "fused",
         family="llama",
+    ),
+    Bug(
+        "fused: mask of the longest row for all rows",
+        "attn.out",
+        around("attention", attention_with(longest_row_for_all)),
+        "torch",
+        "fused",
+        sweep="unequal",
+    ),
+    Bug(
+        "fused: keys cut off behind the shortest row",
+        "attn.out",
+        around("attention", keys_as_far_as_the_shortest_row),
+        "numpy",
+        "fused",
+        sweep="unequal",
     ),
 )

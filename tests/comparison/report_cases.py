@@ -83,7 +83,8 @@ def sound(layers=4, names=("numpy float32", "torch float32", "jax float32"), pro
             "roundings": 40_000 * len(taps),
             "doubtful": 13 * len(taps),
             "taps": [
-                {"tap": tap, "roundings": 40_000, "doubtful": 13, "differing": {"torch exact": 0, "jax exact": 0}}
+                {"tap": tap, "roundings": 40_000, "doubtful": 13, "missing": []}
+                | {"differing": {"torch exact": 0, "jax exact": 0}}
                 for tap in taps
             ],
         },
@@ -110,7 +111,8 @@ def sound(layers=4, names=("numpy float32", "torch float32", "jax float32"), pro
             for depth, parameter in enumerate(parameters_of(layers))
         ],
         "sweeps": [
-            {"participant": name, "change": change, "elements": 123_456, "differing": 4_321 * i, "max_abs": 3e-7 * i}
+            {"participant": name, "precision": "float32", "judged_by": "float32", "change": change}
+            | {"elements": 123_456, "differing": 4_321 * i, "max_abs": 3e-7 * i}
             | {"logits_max_abs": 2e-6 * i, "ratio": 0.1 * i, "tap": "blocks.0.attn.out" if i else None, "note": None}
             for name in names
             for i, change in enumerate(("1 thread", "batch of 3", "cached, token by token"))

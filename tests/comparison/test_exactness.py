@@ -4,7 +4,7 @@ import numpy as np
 from reference_models import save_gpt2
 
 from transformer_lab.backends import exact
-from transformer_lab.comparison.exactness import Exactness
+from transformer_lab.comparison.exactness import Difference, Exactness
 from transformer_lab.comparison.study import compare
 
 
@@ -36,8 +36,54 @@ def test_each_bit_counts_even_that_of_minus_zero(tmp_path):
     bits = looked_at(tmp_path, first, second, third)
     assert not bits.identical
     assert bits.differing["participant 1"] == {"embed": 0, "logits": 2}
-    assert bits.first_difference(["embed", "logits"]) == ("embed", "participant 2", 1)
-    assert bits.first_difference(["logits"]) == ("logits", "participant 1", 2)
+    assert bits.first_difference(["embed", "logits"]) == Difference("embed", "participant 2", 1)
+    assert bits.first_difference(["logits"]) == Difference("logits", "participant 1", 2)
+    assert bits.first_difference([]) == Difference("embed", "participant 2", 1)  # whatever was shown is judged
+
+
+def test_a_tap_that_is_left_out_is_a_difference(tmp_path):
+    whole = {"embed": np.ones(4, np.float32), "final_norm": np.ones(2, np.float32), "logits": np.ones(3, np.float32)}
+    less = {name: value for name, value in whole.items() if name != "final_norm"}
+    bits = looked_at(tmp_path, whole, less, whole)
+    assert not bits.identical
+    assert bits.missing == {"participant 0": {}, "participant 1": {"final_norm": 2}, "participant 2": {}}
+    expected = Difference("final_norm", "participant 1", 2, missing=True)
+    assert bits.first_difference(["embed", "final_norm", "logits"]) == expected
+    assert bits.differing["participant 1"] == {"embed": 0, "logits": 0}
+
+
+def test_a_tap_that_the_first_leaves_out_is_missing_there(tmp_path):
+    more = {name: np.ones(4, np.float32) for name in ("embed", "gradient")}
+    bits = looked_at(tmp_path, {"embed": np.ones(4, np.float32)}, more)
+    assert bits.first_difference(["embed"]) == Difference("gradient", "participant 0", 4, missing=True)
+
+
+def test_a_tap_that_is_left_out_of_one_prompt_is_missing(tmp_path):
+    bits = Exactness(tmp_path / "taps")
+    for participant, prompts in (("first", (0, 1)), ("second", (0,))):
+        bits.begin(participant)
+        for prompt in prompts:
+            bits.look_on(prompt, "logits", np.ones((2, 3), np.float32))
+    assert bits.first_difference(["logits"]) == Difference("logits", "second", 6, missing=True)
+
+
+def test_a_backend_that_does_not_show_a_tap_is_named_in_the_report(tmp_path, monkeypatch):
+    """A fused attention in exact mode would show neither scores nor pattern."""
+    save_gpt2(tmp_path / "model")
+    right = exact.attention
+
+    def silent(ops, query, key, value, start, scale, tap=exact.identity):
+        return right(ops, query, key, value, start, scale, *([] if ops.name == "torch" else [tap]))
+
+    monkeypatch.setattr(exact, "attention", silent)
+    report = compare(tmp_path / "model", [5, 17, 3, 88], ["numpy", "torch"], new_tokens=0)
+    content = report.to_dict()
+    assert not report.sound and content["verdict"]["exact_identical"] is False
+    assert "Exact mode is not identical: blocks.0.attn.scores is missing on torch exact" in report.verdict
+    missing = {row["tap"] for row in content["exact"]["taps"] if row["missing"] == ["torch exact"]}
+    assert missing == {f"blocks.{layer}.attn.{name}" for layer in (0, 1) for name in ("scores", "pattern")}
+    report.to_html(tmp_path / "report.html")
+    assert "Missing on" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_one_bit_on_one_backend_is_named(tmp_path, monkeypatch):

@@ -21,9 +21,9 @@ def prompt(length):
     return np.random.default_rng(3).integers(0, 101, length).tolist()
 
 
-def report_on(bug, ops, folders):
+def report_on(bug, ops, folders, sweeps=None):
     new_tokens = 24 if bug.place == "sampler" else 0
-    sweeps = [bug.sweep] if bug.sweep else []
+    sweeps = sweeps or ([bug.sweep] if bug.sweep else [])
     return compare(
         folders[bug.family], prompt(bug.length), [ops], exact=False, sweeps=sweeps, new_tokens=new_tokens, runs=1
     )
@@ -43,6 +43,13 @@ def test_a_bug_is_found_and_placed(bug, folders):
         tap = next(row["tap"] for row in report.to_dict()["sweeps"])
     assert tap.removeprefix("blocks.0.").removeprefix("blocks.1.") == bug.place
     assert f"{tap} on {bug.backend}" in report.verdict
+
+
+@pytest.mark.parametrize("bug", [bug for bug in BUGS if bug.sweep == "unequal"], ids=lambda bug: bug.name)
+def test_rows_of_one_length_do_not_show_what_unequal_ones_do(bug, folders):
+    with planted(bug) as ops:
+        report = report_on(bug, ops, folders, ["pieces", "cached", "batch"])
+    assert report.sound and len(report.to_dict()["sweeps"]) == 3
 
 
 WAYS = sorted({(bug.backend, bug.ops, bug.family, bug.sweep or "", bug.length) for bug in BUGS})

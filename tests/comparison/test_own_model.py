@@ -41,9 +41,10 @@ FEEDINGS = {
     "whole": Feeding(),
     "pieces": Feeding(pieces=3),
     "single": Feeding(single=4),
-    "batch": Feeding(batch=3),
+    "batch": Feeding(beside=(0, 0)),
+    "unequal": Feeding(pieces=2, single=4, beside=(5, -3)),
     "uncompiled": Feeding(compiled=False),
-    "all at once": Feeding(pieces=2, single=2, batch=2, compiled=False),
+    "all at once": Feeding(pieces=2, single=2, beside=(-1,), compiled=False),
 }
 
 
@@ -138,10 +139,24 @@ def test_the_certificate_counts_a_rounding_for_each_element(models):
 
 
 def test_the_other_rows_of_a_batch_hold_other_tokens(models):
-    rows = OwnModel(models(GPT2, "numpy", "float32"), Feeding(batch=3))._pieces(IDS)[0][0]
-    assert rows.shape == (3, len(IDS))
-    np.testing.assert_array_equal(rows[0], IDS)
-    assert all((rows[row] != rows[other]).any() for row in range(3) for other in range(row))
+    (piece,) = OwnModel(models(GPT2, "numpy", "float32"), Feeding(beside=(0, 0)))._pieces(IDS)
+    assert piece.ids.shape == (3, len(IDS))
+    np.testing.assert_array_equal(piece.ids[1], IDS)
+    assert all((piece.ids[row] != piece.ids[other]).any() for row in range(3) for other in range(row))
+
+
+def test_rows_of_unequal_lengths_are_padded_and_go_on_where_each_of_them_is(models):
+    """A context of 12, and 8 tokens of ours: the longer row comes to its end and stays there."""
+    ids = IDS[:8]
+    pieces = OwnModel(models(GPT2, "numpy", "float32"), Feeding(pieces=2, single=2, beside=(5, -2)))._pieces(ids)
+    assert [piece.start.tolist() for piece in pieces] == [[0, 0, 0], [8, 3, 1], [11, 6, 4], [11, 7, 5]]
+    assert [piece.ids.shape for piece in pieces] == [(3, 8), (3, 3), (3, 1), (3, 1)]
+    assert [piece.tokens for piece in pieces] == [3, 3, 1, 1]
+    assert [piece.reach for piece in pieces] == [8, 11, 12, 12]
+    np.testing.assert_array_equal(np.concatenate([piece.ids[1, : piece.tokens] for piece in pieces]), ids)
+    assert not pieces[0].ids[1, 3:].any() and not pieces[0].ids[2, 1:].any()  # padding is no token of the row
+    full = OwnModel(models(GPT2, "numpy", "float32"), Feeding(single=4, beside=(5, -3)))._pieces(np.arange(12))
+    assert [piece.start.tolist() for piece in full] == [[0, 0, 0], [11, 8, 5], [11, 9, 6], [11, 10, 7], [11, 11, 8]]
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 12))

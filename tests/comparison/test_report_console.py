@@ -69,9 +69,30 @@ def test_sweeps_stand_below_their_participant():
     assert cells(lines[place + 2]) == ["batch of 3", "4,321", "2.0e-6", "0.1", "blocks.0.attn.out"]
     report = sound()
     report["sweeps"] *= 20
-    assert "And 120 more rows in report.json." in printed(report)
+    assert "And 120 more rows in report.json." in " ".join(printed(report).split())
     report["sweeps"] = []
     assert "one thing changed" not in printed(report) and len(tables(report)) == 2
+
+
+def test_what_was_not_tried_says_why_once():
+    report = sound()
+    for row in report["sweeps"][:2]:
+        row |= {"ratio": None, "note": "[red]the prompt is one token"}
+    text = printed(report)
+    assert text.count("not tried: [red]the prompt is one token") == 1
+    assert row_of(text, "1 thread") == ["1 thread", "-", "-", "-", "not tried"]
+    assert "Another precision" not in text
+    report["sweeps"][0]["judged_by"] = "int8"
+    assert "Another precision has bounds of its own" in " ".join(printed(report).split())
+
+
+def test_a_change_that_is_broken_stays_below_its_participant():
+    report = sound()
+    report["sweeps"][0]["change"] = "many words about what was changed " * 3
+    lines = printed(report).splitlines()
+    first, after = (next(i for i, line in enumerate(lines) if word in line) for word in ("  many", "  batch of 3"))
+    assert after - first > 2
+    assert all(line.startswith("  ") and line[2] != " " for line in lines[first:after])
 
 
 def test_the_path_of_the_page_stays_in_one_piece():

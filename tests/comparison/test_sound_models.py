@@ -55,3 +55,21 @@ def test_sound_models_stay_below_every_bound(shape, backend, ops):
         assert found.first_divergence() is None
         largest.append(found.worst().ratio)
     assert min(largest) > 0.05  # a bound that nothing comes near would let everything pass
+
+
+@pytest.mark.parametrize("precision", ["float64", "bfloat16", "int8"])
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_other_precisions_stay_below_their_bounds(shape, backend, precision):
+    """XLA makes one operation of an int8 product's scales and the addition to the stream, if no bias is between."""
+    config = SHAPES[shape]
+    arrays = arrays_of(config, 0)
+    truth = OwnModel(assemble(config, arrays, component("backend", "numpy", precision="float64", ops="manual")))
+    participant = OwnModel(assemble(config, arrays, component("backend", backend, precision=precision)))
+    for seed in range(5):
+        for model in (truth.model, participant.model):
+            model.replace_weights(arrays_of(config, seed))
+        ids = np.random.default_rng(seed).integers(0, config.vocab_size, config.context_length)
+        found = examine(participant, truth, [ids])
+        assert found.first_divergence() is None
+        assert found.worst().ratio > 0.0

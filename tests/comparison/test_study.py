@@ -93,6 +93,18 @@ def test_the_report_is_written(report, tmp_path):
         report.to_json(tmp_path / "nowhere" / "report.json")
 
 
+def test_other_precisions_are_rows_of_a_sweep_and_no_alarm(folder):
+    """Exact mode differs from float32, which is no defect; that another way leaves exact mode's bits would be one."""
+    found = lab.compare(folder, IDS, ["numpy", "torch"], new_tokens=0, sweeps=["precision"])
+    assert found.sound, found.verdict
+    rows = [(row["participant"], row["change"]) for row in found.to_dict()["sweeps"]]
+    assert rows == [
+        *(("numpy float32", f"precision {name}") for name in ("float64", "exact")),
+        *(("torch float32", f"precision {name}") for name in ("float64", "exact", "bfloat16", "int8")),
+    ]
+    assert all(row["differing"] > 0 for row in found.to_dict()["sweeps"])
+
+
 @pytest.mark.parametrize("precision", ["float64", "exact", "bfloat16", "int8"])
 def test_every_precision_is_judged_by_its_own_bounds(folder, precision):
     found = lab.compare(folder, IDS, ["torch"], precision, exact=False, new_tokens=0)
@@ -130,6 +142,12 @@ def test_a_defect_of_the_shared_definition_is_found(folder, monkeypatch):
     found = lab.compare(folder, IDS, ["numpy", "torch"], new_tokens=0)
     assert not found.sound
     assert found.first_divergence.tap == "blocks.0.norm_1"
+
+
+def test_a_single_backend_in_exact_mode_is_said_to_be_alone(folder):
+    found = lab.compare(folder, IDS, ["numpy"], "exact", new_tokens=0)
+    assert found.sound
+    assert found.verdict.startswith("Exact mode is within its bounds; numpy is alone in it")
 
 
 def test_configurations_that_differ_are_said_first(folder):

@@ -1,15 +1,18 @@
 """The same tokens another way: rows of zeros in exact mode, one of them not where a defect is; threads come back."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from reference_models import save_gpt2
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import transformer_lab as lab
+from transformer_lab.backends import manual
 from transformer_lab.comparison.own_model import OwnModel
 from transformer_lab.comparison.spool import Spool
 from transformer_lab.comparison.sweeps import FEEDINGS, SWEEPS, require_known, sweep
-from transformer_lab.errors import ConfigurationError
+from transformer_lab.errors import ConfigurationError, UnavailableError
 
 IDS = np.random.default_rng(0).integers(0, 101, 11)
 
@@ -26,24 +29,23 @@ def truth(folder):
     return OwnModel(lab.load_model(folder, "numpy", "float64", "manual"))
 
 
-def rows_of(names, folder, truth, spool, backend, precision, change=None):
+def rows_of(names, folder, truth, spool, backend, precision, change=None, ids=IDS, loads=True):
     model = lab.load_model(folder, backend, precision)
     base = Spool(spool / f"{backend} {precision}")
-    for name, value in OwnModel(model).taps(IDS):
+    for name, value in OwnModel(model).taps(ids):
         base.write(0, name, value)
     if change:
         change(model)
 
-    def plain():
-        return lab.load_model(folder, backend, precision, "manual")
-
-    return list(sweep(names, model, "mine", plain, truth, IDS, base))
+    load = partial(lab.load_model, folder, backend, precision=precision) if loads else None
+    return list(sweep(names, model, "mine", load, truth, ids, base))
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_in_exact_mode_every_row_is_zero(backend, folder, truth, tmp_path):
     rows = rows_of(SWEEPS, folder, truth, tmp_path, backend, "exact")
-    assert [row.change for row in rows] == [FEEDINGS[name][0] for name in ("pieces", "cached", "batch")] + ["1 thread"]
+    fed = ("pieces", "cached", "batch", "unequal")
+    assert [row.change for row in rows] == [FEEDINGS[name][0] for name in fed] + ["1 thread"]
     elements = sum(value.size for value in truth.model.record(IDS).values())
     for row in rows:
         assert (row.participant, row.precision, row.note) == ("mine", "exact", None)
@@ -54,9 +56,70 @@ def test_in_exact_mode_every_row_is_zero(backend, folder, truth, tmp_path):
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_in_float32_rows_are_rounding(backend, folder, truth, tmp_path):
     rows = rows_of(SWEEPS, folder, truth, tmp_path, backend, "float32")
-    assert [row.change for row in rows][-2:] == ["manual operations", "1 thread"]
+    assert [row.change for row in rows][4:6] == ["manual operations", "1 thread"]
+    rows = rows[:6]
+    assert all(row.precision == row.judged_by == "float32" for row in rows)
     assert all(0.0 < row.ratio <= 1.0 and row.tap and row.logits_max_abs <= row.max_abs < 1e-4 for row in rows)
     assert next(row for row in rows if row.change == "manual operations").differing > 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [*((name, "float32") for name in ("numpy", "torch", "jax")), ("torch", "bfloat16"), ("torch", "float64")],
+)
+def test_every_other_precision_is_a_row_within_its_own_bounds(backend, precision, folder, truth, tmp_path):
+    offered = lab.load_model(folder, backend).backend.precisions
+    rows = rows_of(["precision"], folder, truth, tmp_path, backend, precision)
+    others = [other for other in offered if other != precision]
+    assert [(row.change, row.judged_by) for row in rows] == [(f"precision {other}", other) for other in others]
+    for row in rows:
+        assert (row.participant, row.precision, row.note) == ("mine", precision, None)
+        assert row.elements > row.differing > 0 and 0.0 < row.logits_max_abs <= row.max_abs
+        assert 0.0 < row.ratio <= 1.0 and row.tap
+    farther = {row.judged_by: row.logits_max_abs for row in rows}
+    if precision == "float32" and backend != "numpy":
+        assert farther["exact"] < 1e-5 < farther["bfloat16"] < farther["int8"]
+
+
+def test_a_defect_of_one_precision_is_found_where_it_is(folder, truth, tmp_path):
+    def load(precision):
+        model = lab.load_model(folder, "torch", precision)
+        if precision == "bfloat16":
+            right = model.backend.softmax
+            model.backend.softmax = lambda x: right(1.01 * x)
+            model.backend.attention = partial(manual.attention, model.backend)
+        return model
+
+    base = Spool(tmp_path / "base")
+    model = lab.load_model(folder, "torch")
+    rows = {row.judged_by: row for row in sweep(["precision"], model, "mine", load, truth, IDS, base)}
+    assert {name for name, row in rows.items() if row.ratio > 1.0} == {"bfloat16"}
+    assert rows["bfloat16"].tap == "blocks.0.attn.pattern"
+
+
+def test_what_cannot_be_tried_says_why(folder, truth, tmp_path):
+    def load(precision=None, ops=None):
+        if precision == "int8":
+            message = "no product of 8 bits here"
+            raise UnavailableError(message)
+        return lab.load_model(folder, "torch", precision or "float32", ops or "fused")
+
+    model = lab.load_model(folder, "torch")
+    rows = list(sweep(["precision"], model, "mine", load, truth, IDS, Spool(tmp_path / "base")))
+    notes = {row.change: row.note for row in rows}
+    assert notes.pop("precision int8") == "no product of 8 bits here"
+    assert len(notes) == 3 and set(notes.values()) == {None}
+    rows = rows_of(["manual", "precision"], folder, truth, tmp_path, "numpy", "float32", loads=False)
+    assert [row.change for row in rows] == ["manual operations", "other precisions"]
+    assert all("given as an object" in row.note and row.ratio is None for row in rows)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_one_token_cannot_be_cut(backend, folder, truth, tmp_path):
+    rows = rows_of(SWEEPS, folder, truth, tmp_path, backend, "float32", ids=IDS[:1])
+    notes = {row.change: row.note for row in rows if row.note is not None}
+    assert notes == {FEEDINGS[name][0]: "the prompt is one token" for name in ("pieces", "cached", "unequal")}
+    assert all(row.ratio <= 1.0 for row in rows if row.note is None)
 
 
 def test_a_change_of_one_bit_in_one_way_of_feeding_is_seen(folder, truth, tmp_path):

@@ -10,6 +10,7 @@ from transformer_lab.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -70,6 +71,8 @@ def _participants(report: Report) -> "RenderableType":
         "ratio: the largest error of an operation over its bound; above 1 it is a defect. RMS, KL (nats), top-1: at "
         "the logits. text: generated tokens before the first that differs."
     )
+    if any(row.precision == "exact" for row in rows):
+        table.caption += " Exact mode comes close to 1: its bound is the one rounding that it makes."
     return table
 
 
@@ -110,12 +113,18 @@ def _sweeps(report: Report) -> "RenderableType | None":
         table.add_row(Text(_plain(name), style="bold"))
         for row in rows_of(rows, name):
             if row["ratio"] is None and row["note"]:
-                table.add_row(_cell("  " + row["change"]), "-", "-", "-", _cell("not tried"))
+                table.add_row(_indented(row["change"]), "-", "-", "-", _cell("not tried"))
                 continue
             numbers = (_number(row["logits_max_abs"]), _number(row["ratio"]))
-            table.add_row(_cell("  " + row["change"]), _dashed(number(row["differing"])), *numbers, _cell(row["tap"]))
+            table.add_row(_indented(row["change"]), _dashed(number(row["differing"])), *numbers, _cell(row["tap"]))
     more = len(report["sweeps"]) - len(rows)
-    table.caption = "differing: elements of all taps." + (f" And {more:,} more rows in report.json." if more else "")
+    said = "differing: elements of all taps. at logits: the largest difference there."
+    if any(row["judged_by"] != row["precision"] for row in rows):
+        said += " Another precision has bounds of its own."
+    if more:
+        said += f" And {more:,} more rows in report.json."
+    notes = dict.fromkeys(_plain(row["note"]) for row in rows if row["ratio"] is None and row["note"])
+    table.caption = Text("\n".join((said, *(f"not tried: {note}" for note in notes))), style="table.caption")
     return table
 
 
@@ -153,6 +162,13 @@ def _cell(value: object) -> "Text":
     from rich.text import Text
 
     return Text(_plain(value))  # Text: square brackets in a name are no commands to rich
+
+
+def _indented(value: object) -> "Padding":
+    """Below a heading; where it is broken, all its lines are."""
+    from rich.padding import Padding
+
+    return Padding(_cell(value), (0, 0, 0, 2))
 
 
 def _plain(value: object, longest: int = LONGEST) -> str:

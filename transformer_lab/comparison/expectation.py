@@ -131,7 +131,7 @@ class Expectation:
 
     def _resid_mid(self) -> Bounded:
         assert self.stream is not None
-        return bounds.add(self.stream, self._given("attn.out"), self.units)
+        return self._added(self.stream, "attn.out")
 
     def _norm_2(self) -> Bounded:
         return self._normalised(self._given("resid_mid"), self._block["norm_2"])
@@ -161,7 +161,18 @@ class Expectation:
         return Bounded(taps[local], np.full(taps[local].shape, np.inf))
 
     def _resid_post(self) -> Bounded:
-        return bounds.add(self._given("resid_mid"), self._given("ffn.out"), self.units)
+        return self._added(self._given("resid_mid"), "ffn.out")
+
+    def _added(self, stream: Bounded, branch: str) -> Bounded:
+        """The stream with a branch added to it.
+
+        An int8 product ends in a multiplication by the kernel's scales. A compiler may make it and this addition one
+        operation (a fused multiply-add), and then what is added is the branch before it was rounded.
+        """
+        added = self._given(branch)
+        if self.units.levels:
+            added = Bounded(added.value, added.error + self.units.inner * np.abs(added.value))
+        return bounds.add(stream, added, self.units)
 
     def _final_norm(self) -> Bounded:
         assert self.stream is not None

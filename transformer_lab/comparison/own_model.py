@@ -1,8 +1,8 @@
 """One of our models as a participant: its taps, block by block, from the functions that its backend compiles.
 
 A block is one compiled call whose taps are extra outputs, so what is held at a time are the taps of one block. The
-tokens may be fed at once, in pieces over a cache, or as one row of a batch: the definition says that the taps are the
-same, and in exact mode they are, bit for bit.
+tokens may be fed at once, in pieces over a cache, or as one row of a batch, beside rows of other lengths too: the
+definition says that the taps are the same, and in exact mode they are, bit for bit.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,14 +25,21 @@ class Feeding:
     """How token ids come into the model.
 
     single: how many of the last tokens are fed one by one. pieces: into how many the rest is cut. Unless that is one
-    piece and nothing single, keys and values are kept in a cache. batch: rows at a time; the others hold other tokens.
+    piece and nothing single, keys and values are kept in a cache. beside: the other rows of a batch, each by how many
+    tokens it is ahead of the examined row (negative: behind); they hold other tokens. Where rows are unequal, the first
+    piece is padded on the right to the longest, as in generation, and what follows is written over the padding.
     compiled: False runs the operations one by one where the backend would compile them.
     """
 
     pieces: int = 1
     single: int = 0
-    batch: int = 1
+    beside: tuple[int, ...] = ()
     compiled: bool = True
+
+    @property
+    def row(self) -> int:
+        """The place of the examined row: in the middle, so that it is neither the first nor the last of three."""
+        return (len(self.beside) + 1) // 2
 
     def cuts(self, length: int) -> list[tuple[int, int]]:
         """(start, end) of every piece of `length` tokens; at least one token stays for the first piece."""
@@ -44,6 +51,17 @@ class Feeding:
 
 
 WHOLE = Feeding()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """ids [B, t] and start [B], on the backend. tokens: how many of the examined row are in it; behind them is padding.
+    reach: the end of the positions in a cache that it writes, of all rows."""
+
+    ids: Any
+    start: Any
+    tokens: int
+    reach: int
 
 
 class OwnModel:
@@ -101,42 +119,57 @@ class OwnModel:
         pieces = self._pieces(np.asarray(token_ids))
         streams, angles = [], []
         found = []
-        for ids, start in pieces:
-            x, turns, taps = self._embedding(params, ids, start)
+        for piece in pieces:
+            x, turns, taps = self._embedding(params, piece.ids, piece.start)
             streams.append(x)
             angles.append(turns)
             found.append(taps)
-        yield from self._joined(found, "", length)
-        cached = len(pieces) > 1
+        yield from self._joined(found, pieces, "", length)
         policy = Contiguous()
+        batch, capacity = 1 + len(self.feeding.beside), max(piece.reach for piece in pieces)
         for layer, (block, run) in enumerate(zip(params["blocks"], self._blocks, strict=True)):
             # Only this layer's cache is held: pieces meet nothing of another layer's.
-            cache = policy.allocate(ops, config, self.feeding.batch, length)[layer] if cached else None
+            cache = policy.allocate(ops, config, batch, capacity)[layer] if len(pieces) > 1 else None
             found = []
-            for piece, (_, start) in enumerate(pieces):
-                streams[piece], cache, taps = run(block, streams[piece], start, angles[piece], cache)
+            for place, piece in enumerate(pieces):
+                used = None if cache is None else policy.first(ops, [cache], piece.reach)[0]
+                streams[place], written, taps = run(block, streams[place], piece.start, angles[place], used)
+                if not ops.in_place:
+                    cache = written
                 found.append(taps)
-            yield from self._joined(found, f"blocks.{layer}.", length)
+            yield from self._joined(found, pieces, f"blocks.{layer}.", length)
         found = [self._read_out(params, x) for x in streams]
-        yield from self._joined(found, "", length)
+        yield from self._joined(found, pieces, "", length)
 
-    def _pieces(self, token_ids: np.ndarray) -> list[tuple[Any, Any]]:
-        """(ids [B, t], start [B]) of every piece, on the backend."""
-        ops, length = self.model.backend, len(token_ids)
-        rows = np.stack([np.roll(token_ids[::-1] if row else token_ids, row) for row in range(self.feeding.batch)])
+    def _pieces(self, token_ids: np.ndarray) -> list[Piece]:
+        ops, limit, length = self.model.backend, self.model.config.context_length, len(token_ids)
+        row, beside = self.feeding.row, self.feeding.beside
+        ahead = np.array([*beside[:row], 0, *beside[row:]])  # [B]
+        longest = min(length + int(ahead.max()), limit)
+        rows = [np.resize(np.roll(token_ids[::-1], number + 1), longest) for number in range(len(ahead))]
+        rows[row] = np.resize(token_ids, longest)
         cuts = self.feeding.cuts(length)
-        if len(cuts) == 1:  # padded as LanguageModel does it, so that a backend that compiles sees few lengths
-            width = ops.bucket(length, self.model.config.context_length)
-            rows = np.pad(rows, ((0, 0), (0, width - length)))
-            cuts = [(0, width)]
-        return [
-            (ops.asarray(rows[:, first:end]), ops.asarray(np.full(self.feeding.batch, first, np.int64)))
-            for first, end in cuts
-        ]
+        made = []
+        for first, end in cuts:
+            # A row that has come to the end of the context, or that would be behind the first token, stays there and
+            # computes the same once more.
+            starts = np.clip(first + ahead, 1, longest - (end - first)) if first else np.zeros_like(ahead)
+            ends = np.clip(end + ahead, 1, longest) if not first else starts + (end - first)
+            width = int((ends - starts).max())
+            if len(cuts) == 1:  # padded as LanguageModel does it, so that a backend that compiles sees few lengths
+                width = ops.bucket(width, limit)
+            ids = np.zeros((len(rows), width), np.int64)
+            for tokens, here, start, stop in zip(rows, ids, starts, ends, strict=True):
+                here[: stop - start] = tokens[start:stop]
+            reach = int(starts.max()) + width
+            made.append(Piece(ops.asarray(ids), ops.asarray(starts), end - first, reach))
+        return made
 
-    def _joined(self, found: list[dict[str, Any]], prefix: str, length: int) -> Iterator[tuple[str, np.ndarray]]:
-        """The taps of all pieces put together again, those of the first row, without padding."""
-        ops = self.model.backend
+    def _joined(
+        self, found: list[dict[str, Any]], pieces: list[Piece], prefix: str, length: int
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """The taps of all pieces put together again, those of the examined row, without padding."""
+        ops, row = self.model.backend, self.feeding.row
         for place, counts in ops.certificate.places.items():
             self.certificate[prefix + place] = counts
         ops.certificate.places.clear()
@@ -145,15 +178,15 @@ class OwnModel:
                 continue
             axis = LENGTH_AXES.get(name, 1)
             parts = []
-            for taps in found:
-                part = ops.to_numpy(taps[name])[:1]
+            for taps, piece in zip(found, pieces, strict=True):
+                part = ops.to_numpy(taps[name])[row : row + 1]
+                part = part[(slice(None),) * axis + (slice(piece.tokens),)]
                 if name in NOT_VISIBLE:
                     part = part[..., :length]
                     missing = length - part.shape[KEYS_AXIS]
                     part = np.pad(part, ((0, 0),) * 3 + ((0, missing),), constant_values=NOT_VISIBLE[name])
                 parts.append(part)
-            joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
-            yield prefix + name, np.take(joined, range(length), axis=axis) if joined.shape[axis] > length else joined
+            yield prefix + name, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
 
 
 class Kept:

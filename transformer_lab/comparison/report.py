@@ -68,7 +68,7 @@ class Report:
 
     def to_html(self, path: str | PathLike[str]) -> None:
         """Writes one self-contained page. Raises UnavailableError where the disk refuses."""
-        from transformer_lab.comparison.page import page
+        from transformer_lab.comparison.page.document import page
 
         write_text(Path(path), page(self.content))
 
@@ -157,7 +157,7 @@ def _exact_section(exactness: Exactness, order: Sequence[str]) -> dict[str, Any]
     if not exactness.differing:
         return None
     first = next(iter(exactness.differing))
-    counts = exactness.certificate[first]
+    counts, missing = exactness.certificate[first], exactness.missing
     return {
         "identical": exactness.identical,
         "participants": list(exactness.differing),
@@ -169,9 +169,9 @@ def _exact_section(exactness: Exactness, order: Sequence[str]) -> dict[str, Any]
                 "roundings": counts.get(tap, (0, 0))[0],
                 "doubtful": counts.get(tap, (0, 0))[1],
                 "differing": {name: found.get(tap, 0) for name, found in exactness.differing.items() if name != first},
+                "missing": [name for name, found in missing.items() if tap in found],
             }
-            for tap in order
-            if tap in exactness.differing[first]
+            for tap in exactness.taps(order)
         ],
     }
 

@@ -105,8 +105,9 @@ def compare(
                 part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs)
             if gradients and len(ids[0]) > 1:
                 part.gradients = compare_gradients(model, true_model, own.name, ids[0])
-        by_hand = partial(load_model, source, backend, wanted, "manual", **chosen)
-        part.sweeps = list(sweep(sweeps, model, own.name, by_hand, truth, ids[0], plain))
+        again = partial(load_model, source, backend, **{"precision": wanted, "ops": ops, **chosen})
+        load = again if isinstance(backend, str) else None
+        part.sweeps = list(sweep(sweeps, model, own.name, load, truth, ids[0], plain))
         return part
 
     with tempfile.TemporaryDirectory(prefix="transformer-lab-") as folder:

@@ -45,11 +45,11 @@ def sentences(
     defects += unlike_others(examinations, order)
     apart = exactness.first_difference(order)
     if apart is not None:
-        tap, participant, elements = apart
-        defects.append(
-            f"Exact mode is not identical: {tap} on {participant} differs in {elements:,} elements from "
-            f"{next(iter(exactness.differing))}; nothing before it does."
-        )
+        how = f"{apart.tap} on {apart.participant} differs in {apart.elements:,} elements from"
+        how = f"{how} {next(iter(exactness.differing))}; nothing before it does."
+        if apart.missing:
+            how = f"{apart.tap} is missing on {apart.participant}; nothing before it is, or differs."
+        defects.append(f"Exact mode is not identical: {how}")
     defects += [_swept(row) for row in sweeps if _is_defect(row)]
     if (backward := first_gradient_divergence(gradients)) is not None:
         defects.append(
@@ -59,10 +59,10 @@ def sentences(
     defects += generation
     if defects:
         return " ".join([*said, *defects]), False
-    if len(exactness.differing) > 1:
-        said.append(
-            f"Identical in exact mode on {_joined(name.removesuffix(' exact') for name in exactness.differing)}."
-        )
+    if exactness.differing:
+        where = _joined(name.removesuffix(" exact") for name in exactness.differing)
+        alone = f"Exact mode is within its bounds; {where} is alone in it: there is nothing to hold its bits against."
+        said.append(alone if len(exactness.differing) == 1 else f"Identical in exact mode on {where}.")
     rounding = [found for found in examinations if found.precision != "exact"]
     worst = max(
         (worst for found in rounding if (worst := found.worst()) is not None),

@@ -1,4 +1,4 @@
-"""The charts of report.html: ratio, errors and signal-to-noise along the depth of the model, from a report's dict."""
+"""The section of charts: ratio, errors and signal-to-noise along the depth of the model."""
 
 import math
 import re
@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformer_lab.charts.line_chart import Point, line_chart
-from transformer_lab.comparison.html import Html, text
+from transformer_lab.comparison.number_words import number
+from transformer_lab.comparison.page.cells import Report
+from transformer_lab.comparison.page.html import Html, code, joined, name, paragraph, text
 from transformer_lab.comparison.summary import largest_ratio, rows_of, telling
 
 MOST_LINES = 6  # more participants than that are left out of the charts; those with the largest ratios stay
@@ -14,6 +16,21 @@ WIDTH, HEIGHT = 540, 340  # half of a wide page; letters are still read where it
 BOUND = (1.0, "the bound")
 MOST_POINTS = 400  # of a line; beyond it, neighbours share a point
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+def charts_section(report: Report) -> Html:
+    all_together, one_by_one = overview(report), participant_charts(report)
+    if not (all_together or one_by_one):
+        return Html("")
+    largest = largest_ratio(report["taps"])
+    said = ""
+    if largest:
+        who, where = name(largest["participant"]), code(largest["tap"])
+        said = paragraph(Html(f"Largest error over its bound: {text(number(largest['ratio']))}, at {where} on {who}."))
+    heading = "<h3>One by one: the ratio of every tap; the error that operations add, inherit, and both together</h3>\n"
+    left_out = len(report["participants"]) - len(drawn_participants(report))
+    more = paragraph(f"and {left_out:,} more participants in report.json", "more") if left_out > 0 else ""
+    return joined((said, all_together, Html(heading if one_by_one else ""), one_by_one, more))
 
 
 def depths(taps: Sequence[str]) -> dict[str, float]:
@@ -38,7 +55,7 @@ def depths(taps: Sequence[str]) -> dict[str, float]:
     }
 
 
-def drawn_participants(report: Mapping[str, Any]) -> list[str]:
+def drawn_participants(report: Report) -> list[str]:
     """The participants in the charts: all, or of many those with the largest ratios, in their order."""
     names = [participant["name"] for participant in report["participants"]]
     names = [name for name in names if rows_of(report["taps"], name)]
@@ -47,7 +64,7 @@ def drawn_participants(report: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name in kept]
 
 
-def overview(report: Mapping[str, Any]) -> Html:
+def overview(report: Report) -> Html:
     """All participants: the largest ratio of each block, and the signal-to-noise ratio."""
     names = drawn_participants(report)
     places, axis = _places(report)
@@ -75,41 +92,41 @@ def overview(report: Mapping[str, Any]) -> Html:
     )
 
 
-def participant_charts(report: Mapping[str, Any]) -> Html:
+def participant_charts(report: Report) -> Html:
     """Two for each participant: its ratio at every tap; its total error, and what of it is added and inherited."""
     figures = []
     places, axis = _places(report)
-    for name in drawn_participants(report):
+    for who in drawn_participants(report):
         lines = {
-            "total": _points(report, name, "rms", places),
-            "added": _points(report, name, "added_rms", places),
-            "inherited": _points(report, name, "inherited_rms", places),
+            "total": _points(report, who, "rms", places),
+            "added": _points(report, who, "added_rms", places),
+            "inherited": _points(report, who, "inherited_rms", places),
         }
         # At the first tap nothing is inherited but float64's own rounding; drawn, it would press all else together.
         largest = max((y for _, y in lines["total"] if y is not None and math.isfinite(y)), default=0.0)
         lines["inherited"] = [(x, y) for x, y in lines["inherited"] if y is None or y > 1e-6 * largest]
-        ratio = {"error / bound": _points(report, name, "ratio", places)}
+        ratio = {"error / bound": _points(report, who, "ratio", places)}
         figures += [
             _figure(
                 ratio,
-                f"{name}: error / bound",
+                f"{who}: error / bound",
                 x_label=axis,
                 y_label="error / bound",
                 logarithmic=True,
                 reference=BOUND,
             ),
-            _figure(lines, f"{name}: RMS error", x_label=axis, y_label="RMS error", logarithmic=True),
+            _figure(lines, f"{who}: RMS error", x_label=axis, y_label="RMS error", logarithmic=True),
         ]
     return _grid(*figures)
 
 
-def _places(report: Mapping[str, Any]) -> tuple[dict[str, float], str]:
+def _places(report: Report) -> tuple[dict[str, float], str]:
     """`depths`, and what the axis counts."""
     taps = [row["tap"] for row in report["taps"]]
     return depths(taps), "block" if any(_BLOCK.match(tap) for tap in taps) else "tap"
 
 
-def _points(report: Mapping[str, Any], name: str, field: str, places: Mapping[str, float]) -> list[Point]:
+def _points(report: Report, name: str, field: str, places: Mapping[str, float]) -> list[Point]:
     rows = [row for row in rows_of(report["taps"], name) if field != "ratio" or telling(row)]
     points: list[Point] = [(places[row["tap"]], row[field]) for row in rows]
     size = -(-len(points) // MOST_POINTS)
