@@ -182,10 +182,9 @@ def products(
     part = terms if terms <= 2 * PART else PART
     own = xp.sqrt(xp.sum(left * left, axis=-1, keepdims=True))
     lengths = right.lengths[:, None, :outputs] * (GAMMA * (part + terms // part + 6) * scale)
-    y = xp.matmul(left[..., :part], xp.matrix_transpose(columns[..., :part]))
+    y = _stacked(ops, left[..., :part], columns[..., :part])
     for first in range(part, terms, part):
-        some = slice(first, first + part)
-        y += xp.matmul(left[..., some], xp.matrix_transpose(columns[..., some]))
+        y += _stacked(ops, left[..., first : first + part], columns[..., first : first + part])
 
     def estimate(piece: tuple[slice, slice]) -> tuple[Any, Any]:
         some, rows = piece
@@ -210,6 +209,13 @@ def products(
     several = row_pieces(ops, matrices, count * out)
     pieces = [(some, rows) for some in several for rows in row_pieces(ops, count, out)]
     return settle_pieces(ops, (matrices, count, out), pieces, estimate, again, max(16, ops.piece // terms))
+
+
+def _stacked(ops: Any, left: Any, columns: Any) -> Any:
+    """[M, R, in] times [M, out, in] turned -> [M, R, out]. XLA has a slow way for a stack of one."""
+    if left.shape[0] == 1:
+        return ops.xp.matmul(left[0, ...], ops.xp.matrix_transpose(columns[0, ...]))[None, ...]
+    return ops.xp.matmul(left, ops.xp.matrix_transpose(columns))
 
 
 def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = identity) -> Any:
