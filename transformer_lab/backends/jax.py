@@ -213,7 +213,10 @@ class JaxBackend(Backend):
                 return run(*arguments, **named)
             inputs = in_order(run, arguments, named)
             arrays = [x for x in inputs if not isinstance(x, (int, float))]
-            return self._differentiable(run, gradients, inputs[len(arrays) :])(self._counter, *arrays)
+            # What depends on a parameter is traced as the counter is. The rest must not come to depend on the counter.
+            learned = any(type(leaf) is type(self._counter) for leaf in jax.tree.leaves(arrays))
+            counter = self._counter if learned else jnp.zeros(2)
+            return self._differentiable(run, gradients, inputs[len(arrays) :])(counter, *arrays)
 
         return either
 
