@@ -1,4 +1,7 @@
-"""Whether exact mode gave the same bits to all, tap by tap, and its certificate: roundings, and doubtful ones."""
+"""Whether exact mode gave the same bits to all, tap by tap, and its certificate: roundings, and doubtful ones.
+
+The gradients of parameters are looked at as taps are, after them, under names of their own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from transformer_lab.comparison.spool import Spool
+
+GRADIENT = "gradient of "  # before a parameter's name
 
 
 @dataclass
@@ -40,12 +45,18 @@ class Exactness:
         counts[name] += value.size if before is None else int(np.count_nonzero(_bits(before) != _bits(value)))
 
     @property
+    def gradients(self) -> list[str]:
+        """The names of the gradients that were looked at, in the order of the backward pass."""
+        seen = dict.fromkeys(name for counts in self.differing.values() for name in counts)
+        return [name for name in seen if name.startswith(GRADIENT)]
+
+    @property
     def identical(self) -> bool:
         return not any(count for counts in self.differing.values() for count in counts.values())
 
     def first_difference(self, order: Sequence[str]) -> tuple[str, str, int] | None:
-        """(tap, participant, elements) of the first tap that differs, or None."""
-        for tap in order:
+        """(tap, participant, elements) of the first tap that differs, or None. order: the taps; gradients follow."""
+        for tap in (*order, *self.gradients):
             for participant, counts in self.differing.items():
                 if counts.get(tap, 0):
                     return tap, participant, counts[tap]

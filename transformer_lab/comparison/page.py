@@ -247,7 +247,9 @@ def _exact(report: Report) -> Html:
     if not exact:
         return Html("")
     names = exact["participants"]
-    same = "gave the same bits at every tap" if exact["identical"] else "did not give the same bits"
+    taps = sum(row["roundings"] is not None for row in exact["taps"])  # gradients have no certificate
+    also = " and for every gradient" if taps < len(exact["taps"]) else ""
+    same = f"gave the same bits at every tap{also}" if exact["identical"] else "did not give the same bits"
     same = same if len(names) > 1 else "is alone in exact mode: there is nothing to hold its bits against"
     said = f"{', '.join(map(str, names))} {same}."
     if exact["roundings"]:
@@ -265,7 +267,7 @@ def _exact(report: Report) -> Html:
         for row in shown
     ]
     made = table("Exact mode, tap by tap", columns, rows, more, "tall")
-    return Html(paragraph(said) + folded(f"The certificate of {len(exact['taps']):,} taps", made, len(rows) <= 12))
+    return Html(paragraph(said) + folded(f"The certificate of {taps:,} taps{also}", made, len(rows) <= 12))
 
 
 # The columns that a tap and the gradient of a parameter have in common: field, heading, how it is written.

@@ -166,11 +166,12 @@ def _exact_section(exactness: Exactness, order: Sequence[str]) -> dict[str, Any]
         "taps": [
             {
                 "tap": tap,
-                "roundings": counts.get(tap, (0, 0))[0],
-                "doubtful": counts.get(tap, (0, 0))[1],
+                # The certificate is that of the forward pass: it does not know which gradient was rounded when.
+                "roundings": None if tap in exactness.gradients else counts.get(tap, (0, 0))[0],
+                "doubtful": None if tap in exactness.gradients else counts.get(tap, (0, 0))[1],
                 "differing": {name: found.get(tap, 0) for name, found in exactness.differing.items() if name != first},
             }
-            for tap in order
+            for tap in (*order, *exactness.gradients)
             if tap in exactness.differing[first]
         ],
     }

@@ -60,8 +60,9 @@ def sentences(
     if defects:
         return " ".join([*said, *defects]), False
     if len(exactness.differing) > 1:
+        also = ", gradients too" if exactness.gradients else ""
         said.append(
-            f"Identical in exact mode on {_joined(name.removesuffix(' exact') for name in exactness.differing)}."
+            f"Identical in exact mode on {_joined(name.removesuffix(' exact') for name in exactness.differing)}{also}."
         )
     rounding = [found for found in examinations if found.precision != "exact"]
     worst = max(
