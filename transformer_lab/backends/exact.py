@@ -87,9 +87,15 @@ class ExactKernel(NamedTuple):
     lengths: Any
 
 
+def wide_rows(ops: Any, x: Any) -> Any:
+    """[..., n] -> [rows, n] in float64, one row behind the other in memory: else `take` of a few copies them all."""
+    flat = ops.xp.reshape(x, (-1,))
+    return ops.cast(ops.xp.reshape(flat, (-1, x.shape[-1])), ops.xp.float64)
+
+
 def prepare_kernel(ops: Any, kernel: Any) -> ExactKernel:
     """[in, out] float32 -> the form that `linear` works on."""
-    columns = ops.cast(ops.xp.permute_dims(kernel, (1, 0)), ops.xp.float64)
+    columns = wide_rows(ops, ops.xp.permute_dims(kernel, (1, 0)))
     return ExactKernel(columns, ops.xp.sqrt(ops.xp.sum(columns * columns, axis=-1)))
 
 
@@ -109,7 +115,7 @@ def linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     xp = ops.xp
     if not isinstance(kernel, ExactKernel):
         kernel = prepare_kernel(ops, kernel)
-    rows = ops.cast(xp.reshape(x, (-1, x.shape[-1])), xp.float64)
+    rows = wide_rows(ops, x)
     wide_bias = None if bias is None else ops.cast(bias, xp.float64)
     columns = kernel.columns.shape[0]
 

@@ -67,11 +67,11 @@ def rounded_sum(ops: Any, terms: Any) -> Any:
     """round(sum over the last axis): terms [..., n], float64, each exact -> [...], in whatever order they stand."""
     xp = ops.xp
     count = terms.shape[-1]
-    rows = xp.reshape(terms, (-1, count))
-    bound = xp.sum(xp.abs(terms), axis=-1) * (1.01 * count * exact.U)  # Higham 2002, section 4.2
-    return exact.settle(
-        ops, xp.sum(terms, axis=-1), bound, lambda indices: exact.sum_to_odd(ops, xp.take(rows, indices, axis=0))
-    )
+    rows = exact.wide_rows(ops, terms)
+    y = xp.sum(rows, axis=-1)
+    bound = xp.sum(xp.abs(rows), axis=-1) * (1.01 * count * exact.U)  # Higham 2002, section 4.2
+    found = exact.settle(ops, y, bound, lambda indices: exact.sum_to_odd(ops, xp.take(rows, indices, axis=0)))
+    return xp.reshape(found, terms.shape[:-1])
 
 
 def embed(ops: Any, g: Any, table: Any, ids: Any) -> Gradients:
