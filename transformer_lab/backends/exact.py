@@ -39,6 +39,11 @@ def settle(ops: Any, y: Any, bound: Any, again: Callable[[Any], Any]) -> Any:
     return ops.narrow(xp.where(xp.abs(y) < SMALLEST_NORMAL, 0.0, y))
 
 
+def without_denormals(ops: Any, x: Any) -> Any:
+    """x, float32, with 0 for what XLA takes for 0, and for -0."""
+    return ops.xp.where(ops.xp.abs(x) < SMALLEST_NORMAL, 0.0, x)
+
+
 def exact_sum(ops: Any, terms: Any) -> Any:
     """The sum over the last axis (n terms) in float64, to about 2^-90 of n times the largest term.
 
@@ -115,7 +120,7 @@ def linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     xp = ops.xp
     if not isinstance(kernel, ExactKernel):
         kernel = prepare_kernel(ops, kernel)
-    rows = wide_rows(ops, x)
+    rows = wide_rows(ops, without_denormals(ops, x))  # x may be a product that was made outside, as in a gated network
     wide_bias = None if bias is None else ops.cast(bias, xp.float64)
     columns = kernel.columns.shape[0]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from transformer_lab.backends import exact, rounding_gradients
 from transformer_lab.backends.error_function import erfc
-from transformer_lab.backends.exact import FEW, SMALLEST_NORMAL, ExactKernel
+from transformer_lab.backends.exact import FEW, ExactKernel
 from transformer_lab.backends.manual import NEGATIVE_INFINITY, identity, visible_keys
 
 Gradients = tuple[Callable[[], Any], ...]
@@ -33,14 +33,9 @@ def gradients_of(ops: Any, operation: str) -> Callable[..., Gradients]:
 
     def gradients(g: Any, *inputs: Any) -> Gradients:
         # g is a product or a sum that autograd made outside of the operations, so it may be a denormal or -0.
-        return backward(ops, without_denormals(ops, g), *inputs)
+        return backward(ops, exact.without_denormals(ops, g), *inputs)
 
     return gradients
-
-
-def without_denormals(ops: Any, x: Any) -> Any:
-    """x, float32, with 0 for what XLA takes for 0, and for -0."""
-    return ops.xp.where(ops.xp.abs(x) < SMALLEST_NORMAL, 0.0, x)
 
 
 # --- products and sums -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from transformer_lab.backends import exact_gradients, manual
+from transformer_lab.backends import exact, exact_gradients, manual
 from transformer_lab.backends.base import PATCH, Backend, Implementation, bucket_length, in_order
 from transformer_lab.errors import UnavailableError
 from transformer_lab.paths import cache_folder
@@ -279,7 +279,7 @@ class JaxBackend(Backend):
                 self._counts.append((self.certificate.place, count))
             else:
                 self.certificate.add(self.certificate.place, *count.tolist())
-            return value, jax.tree.map(functools.partial(exact_gradients.without_denormals, self), found)
+            return value, jax.tree.map(functools.partial(exact.without_denormals, self), found)
 
         return both
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from transformer_lab.backends import exact_gradients, gradients, manual, recording
+from transformer_lab.backends import exact, exact_gradients, gradients, manual, recording
 from transformer_lab.backends.base import OPERATIONS, Backend, Implementation, in_order
 from transformer_lab.backends.error_function import erfc
 from transformer_lab.backends.recording import Recorded
@@ -233,6 +233,6 @@ class NumpyBackend(Backend):
 
         def exactly(*arguments: Any) -> tuple[Any, Any]:
             value, found = both(*arguments)
-            return value, recording.mapped(partial(exact_gradients.without_denormals, self), found)
+            return value, recording.mapped(partial(exact.without_denormals, self), found)
 
         return exactly

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from transformer_lab.backends import exact_gradients, low_precision, manual
+from transformer_lab.backends import exact, exact_gradients, low_precision, manual
 from transformer_lab.backends.base import Backend, Implementation, in_order
 from transformer_lab.errors import UnavailableError
 
@@ -318,7 +318,7 @@ class TorchBackend(Backend):
                 value = function(torch.utils._pytree.tree_unflatten(leaves, structure), *arguments)
                 gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
             if self.precision == "exact":
-                gradients = [exact_gradients.without_denormals(self, gradient) for gradient in gradients]
+                gradients = [exact.without_denormals(self, gradient) for gradient in gradients]
             return value.detach(), torch.utils._pytree.tree_unflatten(list(gradients), structure)
 
         return both
