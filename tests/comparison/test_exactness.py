@@ -3,7 +3,7 @@
 import numpy as np
 from reference_models import save_gpt2
 
-from transformer_lab.backends import exact
+from transformer_lab.backends import exact, exact_gradients
 from transformer_lab.comparison.exactness import Difference, Exactness
 from transformer_lab.comparison.study import compare
 
@@ -84,6 +84,39 @@ def test_a_backend_that_does_not_show_a_tap_is_named_in_the_report(tmp_path, mon
     assert missing == {f"blocks.{layer}.attn.{name}" for layer in (0, 1) for name in ("scores", "pattern")}
     report.to_html(tmp_path / "report.html")
     assert "Missing on" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_gradients_come_after_the_taps_from_the_loss_to_the_embedding(tmp_path):
+    names = ("logits", "gradient of head.kernel", "gradient of embed.token")
+    one = np.ones(3, np.float32)
+    bits = looked_at(tmp_path, dict.fromkeys(names, one), {names[0]: one, names[1]: 2 * one, names[2]: 2 * one})
+    assert bits.gradients == list(names[1:])
+    assert not bits.identical and bits.first_difference(["logits"]) == Difference(names[1], "participant 1", 3)
+
+
+def test_one_bit_of_a_gradient_is_named(tmp_path, monkeypatch):
+    save_gpt2(tmp_path / "model")
+    right = exact_gradients.gelu_tanh
+
+    def one_bit_off(ops, g, x):
+        (gradient,) = right(ops, g, x)
+
+        def to_x():
+            y = gradient()
+            if ops.name == "torch":
+                y[0, 1, 7] = float(np.nextafter(np.float32(y[0, 1, 7]), np.float32(np.inf)))
+            return y
+
+        return (to_x,)
+
+    monkeypatch.setattr(exact_gradients, "gelu_tanh", one_bit_off)
+    report = compare(tmp_path / "model", [5, 17, 3, 88], ["numpy", "torch"], gradients=True, new_tokens=0)
+    assert not report.sound
+    found = {row["tap"]: row["differing"]["torch exact"] for row in report.to_dict()["exact"]["taps"]}
+    assert "gradient of blocks.1.ffn.up.kernel on torch exact differs in" in report.verdict
+    assert found["gradient of blocks.1.ffn.up.kernel"] > 0
+    # These come before it.
+    assert found["gradient of blocks.1.ffn.down.kernel"] == found["logits"] == 0
 
 
 def test_one_bit_on_one_backend_is_named(tmp_path, monkeypatch):

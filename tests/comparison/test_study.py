@@ -37,7 +37,9 @@ def report(folder):
 
 def test_the_report_of_a_sound_model(report, folder):
     assert report.sound and report.first_divergence is None
-    assert report.verdict.startswith("Identical in exact mode on numpy and torch. Float32 differences are rounding")
+    assert report.verdict.startswith(
+        "Identical in exact mode on numpy and torch, gradients too. Float32 differences are rounding"
+    )
     content = report.to_dict()
     assert content["verdict"] == {"status": "sound", "sentence": report.verdict, "exact_identical": True}
     assert [row["name"] for row in content["participants"]] == [
@@ -53,7 +55,12 @@ def test_the_report_of_a_sound_model(report, folder):
     assert [row["tap"] for row in rows] == [name for name in tap_names(model.config) if name in shown]
     assert all(0.0 <= row["ratio"] <= 1.0 for row in report.table)
     assert {row["participant"] for row in content["sweeps"]} == {row["name"] for row in content["participants"]}
-    assert {row["participant"] for row in content["gradients"]} == {"numpy float32", "torch float32"}
+    assert {row["participant"] for row in content["gradients"]} == {row["name"] for row in content["participants"]}
+    exact = [row for row in content["gradients"] if row["participant"].endswith("exact")]
+    assert all(row["ratio"] is None for row in exact)  # operations alone have rows in the precision that was asked for
+    names = {f"gradient of {row['parameter']}" for row in exact}
+    found = {row["tap"]: row for row in content["exact"]["taps"] if row["roundings"] is None}
+    assert found.keys() == names and not any(row["differing"]["torch exact"] for row in found.values())
     assert all(row["ratio"] is None or row["ratio"] <= 1.0 for row in content["gradients"])
     assert [row["participant"] for row in content["text"]] == ["numpy float32", "torch float32"]
     assert all(row["agreement"] == row["tokens"] == 2 * (24 - len(IDS)) for row in content["text"])  # the context's end
@@ -78,7 +85,7 @@ def test_the_errors_of_the_report_are_the_errors(report, folder):
 def test_exact_mode_is_certified(report):
     exact = report.to_dict()["exact"]
     assert exact["identical"] and exact["participants"] == ["numpy exact", "torch exact"]
-    assert exact["roundings"] == sum(row["roundings"] for row in exact["taps"]) > 0
+    assert exact["roundings"] == sum(row["roundings"] or 0 for row in exact["taps"]) > 0
     assert all(row["differing"] == {"torch exact": 0} for row in exact["taps"])
     zero = [row for row in report.to_dict()["sweeps"] if row["participant"].endswith("exact")]
     assert zero and all(row["differing"] == 0 and row["max_abs"] == 0.0 for row in zero)
@@ -123,7 +130,8 @@ def test_three_backends_and_grouped_queries(tmp_path):
     found = lab.compare(tmp_path, IDS, new_tokens=0, gradients=True)
     assert found.sound, found.verdict
     assert "numpy, torch and jax" in found.verdict
-    assert {row["participant"] for row in found.to_dict()["gradients"]} == {f"{name} float32" for name in BACKENDS}
+    names = {f"{name} {precision}" for name in BACKENDS for precision in ("float32", "exact")}
+    assert {row["participant"] for row in found.to_dict()["gradients"]} == names
 
 
 BACKENDS = ("numpy", "torch", "jax")

@@ -181,6 +181,15 @@ def test_zeros_and_denormals(name):
     assert found.tobytes() == np.array(expected, np.float32).tobytes()
 
 
+@pytest.mark.parametrize("name", INSTALLED)
+def test_a_product_outside_of_the_operations_that_is_denormal(name):
+    """1e-42 is 0 to XLA, so it is to all; times 1e10 it would be seen."""
+    ops = component("backend", name, precision="exact")
+    gated = ops.compile(lambda act, up, kernel: ops.linear(act * up, kernel))
+    found = gated(*(ops.asarray(np.array([[number]])) for number in (1e-20, 1e-22, 1e10)))
+    assert ops.to_numpy(found).tolist() == [[0.0]]
+
+
 def test_a_hard_case_is_doubtful_and_right():
     """1 + 2^-24 + 2^-70 rounds up, 1 + 2^-24 - 2^-70 down: float64 alone cannot tell."""
     kernel = np.array([[1.0, 1.0], [2.0**-24, 2.0**-24], [2.0**-70, -(2.0**-70)]])

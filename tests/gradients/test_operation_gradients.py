@@ -12,7 +12,6 @@ from transformer_lab.backends import gradients
 from transformer_lab.backends.base import OPERATIONS
 from transformer_lab.backends.recording import Recorded, record
 from transformer_lab.config import component
-from transformer_lab.errors import ConfigurationError
 
 ALL = [(operation, title) for operation in OPERATIONS for title in CASES[operation]]
 # At 0 every framework takes another slope of relu, and -inf has no neighbours.
@@ -171,11 +170,6 @@ def test_taps_of_the_plain_attention_are_seen_and_can_be_changed():
     whole, half = (ops.value_and_grad(lambda q, h=h: loss(q, h))(inputs["query"])[1] for h in (False, True))
     assert seen["scores"].shape == seen["pattern"].shape == (2, 6, 5, 5)
     np.testing.assert_allclose(half, whole / 4, rtol=1e-12, atol=1e-15)
-
-
-def test_exact_does_not_train():
-    with pytest.raises(ConfigurationError, match="Training with precision=exact is not offered"):
-        numpy_backend(precision="exact").value_and_grad(lambda x: x)
 
 
 def test_attention_never_holds_all_scores():

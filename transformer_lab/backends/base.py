@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
 
-from transformer_lab.backends import exact, low_precision, manual
+from transformer_lab.backends import exact, exact_gradients, low_precision, manual
 from transformer_lab.errors import ConfigurationError
 
 OPERATIONS = (
@@ -130,7 +131,12 @@ class Backend:
             name, implementation = self._choose(operation, wanted.get(operation, "fused"))
             chosen[operation] = name
             run = implementation.run if implementation else getattr(exact if name == "exact" else manual, operation)
-            setattr(self, operation, partial(run, self))
+            bound: Callable[..., Any] = partial(run, self)
+            if name == "exact":
+                bound = self.with_gradient(
+                    bound, exact_gradients.gradients_of(self, getattr(exact_gradients, operation))
+                )
+            setattr(self, operation, bound)
             if operation == "linear":
                 self.linear_implementation = implementation
         return chosen
@@ -263,6 +269,16 @@ class Backend:
         axis, and so does the result [n]. Arrays and results hold float32 values, or integers."""
         return self.asarray(function(*(self.to_numpy(array) for array in arrays)), self.xp.float64)
 
+    def with_gradient(self, run: Callable[..., Any], gradients: Callable[..., exact_gradients.Gradients]) -> Any:
+        """`run`, but inside `value_and_grad` its derivative is `gradients`, and not that of the steps it is made of.
+
+        gradients(g, *inputs) -> a function for each array of floats among the inputs, which gives dL/dx: see
+        `exact_gradients`. Arrays stand before numbers among the inputs, and arrays of floats before others. A tap is
+        not called: what is differentiated as a whole shows nothing inside. This version is for backends without
+        gradients.
+        """
+        return run
+
     def tally(self, doubtful: Any) -> None:
         """Counts roundings and doubtful ones (bool [...]) into the certificate."""
         count = int(self.xp.count_nonzero(doubtful))
@@ -296,6 +312,12 @@ class Backend:
     def bucket(self, length: int, limit: int) -> int:
         """The length to pad to, at most `limit`: `length` itself unless every new shape costs a compilation."""
         return length
+
+
+def in_order(run: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]) -> list[Any]:
+    """The arguments as `run` has them in its signature, without the tap."""
+    given = signature(run).bind(*arguments, **named).arguments.values() if named else arguments
+    return [argument for argument in given if not callable(argument)]
 
 
 def bucket_length(length: int, limit: int) -> int:

@@ -78,6 +78,11 @@ def row_pieces(ops: Any, rows: int, width: int) -> list[slice]:
     return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 
+def without_denormals(ops: Any, x: Any) -> Any:
+    """x, float32, with 0 for what XLA takes for 0, and for -0."""
+    return ops.flush(x + 0.0)
+
+
 def exact_sum(ops: Any, terms: Any, largest: float | None = None) -> Any:
     """The sum over the last axis (n terms) in float64, to about 2^-90 of n times the largest term.
 
@@ -128,13 +133,15 @@ class ExactKernel(NamedTuple):
     lengths: Any
 
 
+def wide(ops: Any, x: Any) -> Any:
+    """x in float64, one row behind the other in memory: else to fetch a few rows copies them all."""
+    return ops.xp.reshape(ops.cast(ops.xp.reshape(x, (-1,)), ops.xp.float64), x.shape)
+
+
 def prepare_kernel(ops: Any, columns: Any) -> ExactKernel:
     """[..., out, in] float32 -> the form that `products` works on."""
-    xp = ops.xp
-    # As one matrix it is copied, if need be, into the order in which single columns are fetched again.
-    wide = ops.cast(xp.reshape(columns, (-1, columns.shape[-1])), xp.float64)
-    lengths = xp.sqrt(xp.sum(wide * wide, axis=-1))
-    return ExactKernel(xp.reshape(wide, columns.shape), xp.reshape(lengths, columns.shape[:-1]))
+    columns = wide(ops, columns)
+    return ExactKernel(columns, ops.xp.sqrt(ops.xp.sum(columns * columns, axis=-1)))
 
 
 def pack_kernel(ops: Any, kernel: np.ndarray) -> ExactKernel:
@@ -153,9 +160,9 @@ def linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     xp = ops.xp
     if not isinstance(kernel, ExactKernel):
         kernel = prepare_kernel(ops, xp.permute_dims(kernel, (1, 0)))
-    y = products(
-        ops, xp.reshape(x, (1, -1, x.shape[-1])), ExactKernel(*(part[None, ...] for part in kernel)), bias=bias
-    )
+    rows = without_denormals(ops, x)  # x may be a product that was made outside, as in a gated network
+    rows = xp.reshape(rows, (1, -1, x.shape[-1]))
+    y = products(ops, rows, ExactKernel(*(part[None, ...] for part in kernel)), bias=bias)
     return xp.reshape(y, (*x.shape[:-1], y.shape[-1]))
 
 
@@ -167,7 +174,7 @@ def products(
     Of longer columns in `right` the first `in` are used, and of more columns the first `outputs`. bias [out] float32.
     """
     xp = ops.xp
-    left = ops.cast(left, xp.float64)
+    left = wide(ops, left)
     matrices, count, terms = left.shape
     columns = right.columns[:, :outputs, :terms]
     out = columns.shape[1]

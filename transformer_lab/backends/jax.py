@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from transformer_lab.backends import manual
-from transformer_lab.backends.base import Backend, Implementation, bucket_length
+from transformer_lab.backends import exact, exact_gradients, manual
+from transformer_lab.backends.base import Backend, Implementation, bucket_length, in_order
 from transformer_lab.errors import UnavailableError
 from transformer_lab.paths import cache_folder
 
@@ -88,6 +88,8 @@ class JaxBackend(Backend):
         if jax.config.jax_compilation_cache_dir is None:  # nobody chose one: a second run starts fast all the same
             jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        self._counts: list[tuple[str, Any]] = []  # what exact mode tallied in the trace that is running
+        self._counter: Any = None  # while exact mode is differentiated: see `_differentiable`
         self.wide = self.precision in ("float64", "exact")
         self.float_dtype: Any = np.dtype("float64" if self.precision == "float64" else "float32")
         self.index_dtype: Any = np.dtype(np.int32)
@@ -138,12 +140,10 @@ class JaxBackend(Backend):
 
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         def counted(*arguments: Any) -> Any:
-            self._doubtful: list[tuple[str, Any]] = []
-            result = function(*arguments)
-            counts: dict[str, tuple[int, Any]] = {}
-            for place, mask in self._doubtful:
-                roundings, doubtful = counts.get(place, (0, jnp.zeros((), int)))
-                counts[place] = roundings + math.prod(mask.shape), doubtful + jnp.count_nonzero(mask)
+            result, found = self._tallied(lambda: function(*arguments))
+            counts: dict[str, Any] = {}
+            for place, count in found:
+                counts[place] = counts.get(place, 0) + count
             return result, counts
 
         compiled = jax.jit(counted, donate_argnums=donate)
@@ -153,8 +153,8 @@ class JaxBackend(Backend):
             begin, before = time.perf_counter(), compiled._cache_size()
             with self.scope():
                 result, counts = compiled(*arguments)
-            for place, (roundings, doubtful) in counts.items():
-                self.certificate.add(place, int(roundings), int(doubtful))
+            for place, count in counts.items():
+                self.certificate.add(place, *np.asarray(count).tolist())
             if compiled._cache_size() > before:
                 self.compile_seconds += time.perf_counter() - begin
             return result
@@ -211,13 +211,67 @@ class JaxBackend(Backend):
         return found.astype(jnp.float64)
 
     def tally(self, doubtful: Any) -> None:
-        self._doubtful.append((self.certificate.place, doubtful))  # `compile` counts them and hands the counts out
+        count = jnp.stack([jnp.asarray(math.prod(doubtful.shape)), jnp.count_nonzero(doubtful)])
+        self._counts.append((self.certificate.place, count))
+
+    def _tallied(self, run: Callable[[], Any]) -> tuple[Any, list[tuple[str, Any]]]:
+        """(run(), what it tallied: (place, [roundings, doubtful]) each). Traced values must not outlive their trace, so
+        whoever begins a trace hands them out of it."""
+        before, self._counts = self._counts, []
+        try:
+            return run(), self._counts
+        finally:
+            self._counts = before
+
+    def with_gradient(self, run: Callable[..., Any], gradients: Callable[..., exact_gradients.Gradients]) -> Any:
+        def either(*arguments: Any, **named: Any) -> Any:
+            if self._counter is None:
+                return run(*arguments, **named)
+            inputs = in_order(run, arguments, named)
+            arrays = [x for x in inputs if not isinstance(x, (int, float))]
+            # What depends on a parameter is traced as the counter is. The rest must not come to depend on the counter.
+            learned = any(type(leaf) is type(self._counter) for leaf in jax.tree.leaves(arrays))
+            counter = self._counter if learned else jnp.zeros(2)
+            return self._differentiable(run, gradients, inputs[len(arrays) :])(counter, *arrays)
+
+        return either
+
+    def _differentiable(self, run: Callable[..., Any], gradients: Callable[..., Any], numbers: list[Any]) -> Any:
+        """(counter, arrays) -> run(*arrays, *numbers), with `gradients` for its derivative.
+
+        The counter has no influence; its "gradient" is what was tallied, forward and backward. So the sum over all
+        operations comes out of the differentiation by itself, as no other value may.
+        """
+        wanted: list[bool] = []
+
+        def total(found: list[tuple[str, Any]]) -> Any:
+            return sum((count for _, count in found), jnp.zeros(2)).astype(float)
+
+        def first(counter: Any, *primals: Any) -> Any:
+            arrays = jax.tree.map(lambda primal: primal.value, primals)
+            wanted[:] = [any(leaf.perturbed for leaf in jax.tree.leaves(primal)) for primal in primals]
+            y, found = self._tallied(lambda: run(*arrays, *numbers))
+            return y, (arrays, total(found))
+
+        def backward(kept: Any, g: Any) -> Any:
+            arrays, forward_total = kept
+
+            def asked() -> list[Any]:
+                found = zip(gradients(g, *arrays, *numbers), wanted, strict=False)
+                return [gradient() if asked else None for gradient, asked in found]
+
+            to_arrays, found = self._tallied(asked)
+            return forward_total + total(found), *to_arrays, *[None] * (len(arrays) - len(to_arrays))
+
+        function = jax.custom_vjp(lambda counter, *arrays: self._tallied(lambda: run(*arrays, *numbers))[0])
+        function.defvjp(first, backward, symbolic_zeros=True)
+        return function
 
     def repeat(self, step: Callable[[Any, Any], Any], count: Any, carry: Any) -> Any:
         return jax.lax.fori_loop(0, count, step, carry)
 
     def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        both = jax.value_and_grad(function)
+        both = self._exact_value_and_grad(function) if self.precision == "exact" else jax.value_and_grad(function)
 
         @functools.wraps(function)
         def scoped(*arguments: Any) -> Any:
@@ -225,6 +279,25 @@ class JaxBackend(Backend):
                 return both(*arguments)
 
         return scoped
+
+    def _exact_value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+        def counted(params_and_counter: Any, *arguments: Any) -> Any:
+            params, self._counter = params_and_counter
+            try:
+                return function(params, *arguments)
+            finally:
+                self._counter = None
+
+        def both(params: Any, *arguments: Any) -> tuple[Any, Any]:
+            value, (found, count) = jax.value_and_grad(counted)((params, jnp.zeros(2)), *arguments)
+            count = count.astype(int)
+            if isinstance(count, jax.core.Tracer):
+                self._counts.append((self.certificate.place, count))
+            else:
+                self.certificate.add(self.certificate.place, *count.tolist())
+            return value, jax.tree.map(functools.partial(exact.without_denormals, self), found)
+
+        return both
 
     def bucket(self, length: int, limit: int) -> int:
         return bucket_length(length, limit)

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from transformer_lab.backends import exact, gradients, manual, recording
-from transformer_lab.backends.base import OPERATIONS, Backend, Implementation
+from transformer_lab.backends import exact, exact_gradients, gradients, manual, recording
+from transformer_lab.backends.base import OPERATIONS, Backend, Implementation, in_order
 from transformer_lab.backends.error_function import erfc
 from transformer_lab.backends.recording import Recorded
-from transformer_lab.errors import ConfigurationError, UnavailableError
+from transformer_lab.errors import UnavailableError
 
 
 def pack_kernel(ops: Any, kernel: np.ndarray) -> np.ndarray:
@@ -215,11 +215,30 @@ class NumpyBackend(Backend):
     def power_of_two_above(self, x: Any) -> Any:
         return np.ldexp(1.0, np.frexp(x)[1])
 
+    def with_gradient(self, run: Callable[..., Any], gradients: Callable[..., exact_gradients.Gradients]) -> Any:
+        def differentiable(*arguments: Any, **named: Any) -> Any:
+            inputs = in_order(run, arguments, named)
+            given, wanted = list(map(recording.plain, inputs)), [type(x) is Recorded for x in inputs]
+
+            def send(g: Any) -> list[Any]:
+                found = zip(gradients(g, *given), wanted, strict=False)
+                to_inputs = [gradient() if asked else None for gradient, asked in found]
+                return to_inputs + [None] * (len(inputs) - len(to_inputs))
+
+            return recording.record_together(run(*given), inputs, send)
+
+        return or_recorded(run, differentiable)
+
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         return function
 
     def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        if self.precision == "exact":
-            message = "Training with precision=exact is not offered. Choose precision=float32 or precision=float64."
-            raise ConfigurationError(message)
-        return recording.value_and_grad(function)
+        both = recording.value_and_grad(function)
+        if self.precision != "exact":
+            return both
+
+        def exactly(*arguments: Any) -> tuple[Any, Any]:
+            value, found = both(*arguments)
+            return value, recording.mapped(partial(exact.without_denormals, self), found)
+
+        return exactly

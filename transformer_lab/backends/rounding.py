@@ -31,10 +31,10 @@ def to_float32(value: Decimal) -> float:
     return min(finite, key=distance)
 
 
-def each(compute: Callable[..., Decimal], *arrays: Any) -> Any:
+def each(compute: Callable[..., Decimal], *arrays: Any, digits: int = DIGITS) -> Any:
     """compute(elements of each array) for every index of the first axis, rounded to float32 -> float64 [n]."""
     with localcontext() as context:
-        context.prec = DIGITS
+        context.prec = digits
         context.Emin, context.Emax = -999999, 999999
         return np.array([to_float32(compute(*elements)) for elements in zip(*arrays, strict=True)], np.float64)
 

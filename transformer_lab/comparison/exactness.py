@@ -1,6 +1,7 @@
 """Whether exact mode gave the same bits to all, tap by tap, and its certificate: roundings, and doubtful ones.
 
 A tap that one participant shows and another does not is a difference too: nothing says that its bits are the same.
+The gradients of parameters are looked at as taps are, after them, under names of their own.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer_lab.comparison.spool import Spool
+
+GRADIENT = "gradient of "  # before a parameter's name
 
 
 class Difference(NamedTuple):
@@ -66,6 +69,12 @@ class Exactness:
                 if (prompt, tap) not in sizes:
                     counts[tap] = counts.get(tap, 0) + size
         return found
+
+    @property
+    def gradients(self) -> list[str]:
+        """The names of the gradients that were looked at, in the order of the backward pass."""
+        seen = dict.fromkeys(name for counts in self.differing.values() for name in counts)
+        return [name for name in seen if name.startswith(GRADIENT)]
 
     @property
     def identical(self) -> bool:

@@ -5,7 +5,7 @@ an operation adds: its backward pass alone, run again on the truth's inputs and 
 both rounded to the participant's precision, and compared with `gradient_bounds.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,27 +47,36 @@ class GradientRow:
 
 
 def compare_gradients(
-    model: LanguageModel, truth: LanguageModel, participant: str, token_ids: np.ndarray
+    model: LanguageModel,
+    truth: LanguageModel,
+    participant: str,
+    token_ids: np.ndarray,
+    look_on: Callable[[str, np.ndarray], object] | None = None,
+    operations: bool = True,
 ) -> list[GradientRow]:
     """The gradients of the mean next-token loss of token_ids [T], at least 2 of them.
 
     model: on any backend. truth: the same weights on NumPy, in float64, with ops=manual. participant: its name in the
     rows. Rows of parameters come first, in the order of the computation; then those of operations, in the order of the
-    backward pass: from the loss to the embedding.
+    backward pass: from the loss to the embedding. look_on(name, gradient) sees that of each parameter as it is, in the
+    order of the backward pass too. operations: whether these have rows.
 
-    A backend without gradients, and a precision that is not trained in (exact, int8), give no rows.
+    A backend without gradients, and a precision that has none (int8), give no rows.
     """
     ops = model.backend
-    if not ops.can_train or ops.precision not in TRAINABLE_PRECISIONS:
+    if not ops.can_train or ops.precision not in (*TRAINABLE_PRECISIONS, "exact"):
         return []
     ids = np.asarray(token_ids, np.int64)[None]
     calls, true = noted_gradients(truth, ids)
     found = parameter_gradients(model, ids)
+    if look_on is not None:
+        for name in reversed(true):
+            look_on(name, found[name])
     rows = [
         GradientRow(participant, name, errors_of(found.pop(name), true.pop(name), ops.precision)) for name in list(true)
     ]
     alone = Alone(ops)
-    for call in reversed(calls):
+    for call in reversed(calls if operations else []):
         rows += _rows_of(alone, call, participant)
     return rows
 
@@ -136,7 +145,9 @@ def _rows_of(alone: Alone, call: Call, participant: str) -> Iterator[GradientRow
     errors: dict[str, list[Errors]] = {name: [] for name in call.learned}
     ratios = dict.fromkeys(call.learned, 0.0)
     backward = getattr(gradient_bounds, call.operation)
-    for name, place, expected in backward(*inputs.values(), g=cotangent.astype(np.float64), units=UNITS[precision]):
+    # Exact mode rounds to float32 at some points inside a backward pass, as its docstrings say.
+    units = UNITS["float32" if precision == "exact" else precision]
+    for name, place, expected in backward(*inputs.values(), g=cotangent.astype(np.float64), units=units):
         if name in found:
             here = found[name][place]
             errors[name].append(errors_of(here, expected.value, precision))

@@ -157,7 +157,7 @@ def _exact_section(exactness: Exactness, order: Sequence[str]) -> dict[str, Any]
     if not exactness.differing:
         return None
     first = next(iter(exactness.differing))
-    counts, missing = exactness.certificate[first], exactness.missing
+    counts, missing, gradients = exactness.certificate[first], exactness.missing, exactness.gradients
     return {
         "identical": exactness.identical,
         "participants": list(exactness.differing),
@@ -166,8 +166,9 @@ def _exact_section(exactness: Exactness, order: Sequence[str]) -> dict[str, Any]
         "taps": [
             {
                 "tap": tap,
-                "roundings": counts.get(tap, (0, 0))[0],
-                "doubtful": counts.get(tap, (0, 0))[1],
+                # The certificate is that of the forward pass: it does not know which gradient was rounded when.
+                "roundings": None if tap in gradients else counts.get(tap, (0, 0))[0],
+                "doubtful": None if tap in gradients else counts.get(tap, (0, 0))[1],
                 "differing": {name: found.get(tap, 0) for name, found in exactness.differing.items() if name != first},
                 "missing": [name for name, found in missing.items() if tap in found],
             }

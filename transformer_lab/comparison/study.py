@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from transformer_lab.comparison.continuations import continuations, greedy
-from transformer_lab.comparison.exactness import Exactness
+from transformer_lab.comparison.exactness import GRADIENT, Exactness
 from transformer_lab.comparison.examination import examine
 from transformer_lab.comparison.gradients import compare_gradients
 from transformer_lab.comparison.own_model import OwnModel
@@ -50,9 +50,10 @@ def compare(
     context. backends: names under conf/backend, or Backend objects that are built (precision and ops are then theirs).
     participants: others, see `participant.py`.
     exact: also run the backends that were given by name in exact mode, where all must be equal bit for bit.
-    gradients: of the loss of the first prompt, on backends that train. sweeps: names out of `sweeps.SWEEPS`, on the
-    first prompt. new_tokens: how far each backend continues the prompts, `runs` times; no further than the context
-    goes. options: further arguments of load_model (revision, weights, seed, ffn, device).
+    gradients: of the loss of the first prompt, on backends that train; in exact mode they must be equal, too. sweeps:
+    names out of `sweeps.SWEEPS`, on the first prompt. new_tokens: how far each backend continues the prompts, `runs`
+    times; no further than the context goes. options: further arguments of load_model (revision, weights, seed, ffn,
+    device).
     progress(what, done, total) is called on the way.
 
     Raises ConfigurationError, InputFileError or UnavailableError; each says in words what to do.
@@ -100,11 +101,18 @@ def compare(
         part = Part.of(own, examine(own, truth, ids, look_on))
         if exactly:
             bits.certificate[own.name] = part.examination.certificate
-        if wanted == precision:  # and not only to see that exact mode is the same everywhere
-            if new_tokens:
-                part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs)
-            if gradients and len(ids[0]) > 1:
-                part.gradients = compare_gradients(model, true_model, own.name, ids[0])
+        if new_tokens and wanted == precision:  # and not only to see that exact mode is the same everywhere
+            part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs)
+        if gradients and len(ids[0]) > 1 and (exactly or wanted == precision):
+
+            def look_on_gradient(name: str, gradient: np.ndarray) -> None:
+                if exactly:
+                    bits.look_on(0, f"{GRADIENT}{name}", gradient)
+
+            # Beside another precision, exact mode answers one question alone: are the gradients the same everywhere?
+            part.gradients = compare_gradients(
+                model, true_model, own.name, ids[0], look_on_gradient, operations=wanted == precision
+            )
         again = partial(load_model, source, backend, **{"precision": wanted, "ops": ops, **chosen})
         load = again if isinstance(backend, str) else None
         part.sweeps = list(sweep(sweeps, model, own.name, load, truth, ids[0], plain))

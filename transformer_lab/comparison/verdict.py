@@ -62,7 +62,8 @@ def sentences(
     if exactness.differing:
         where = _joined(name.removesuffix(" exact") for name in exactness.differing)
         alone = f"Exact mode is within its bounds; {where} is alone in it: there is nothing to hold its bits against."
-        said.append(alone if len(exactness.differing) == 1 else f"Identical in exact mode on {where}.")
+        also = ", gradients too" if exactness.gradients else ""
+        said.append(alone if len(exactness.differing) == 1 else f"Identical in exact mode on {where}{also}.")
     rounding = [found for found in examinations if found.precision != "exact"]
     worst = max(
         (worst for found in rounding if (worst := found.worst()) is not None),

@@ -12,7 +12,9 @@ def exact_section(report: Report) -> Html:
     if not exact:
         return Html("")
     names = exact["participants"]
-    same = "gave the same bits at every tap" if exact["identical"] else "did not give the same bits"
+    taps = sum(row["roundings"] is not None for row in exact["taps"])  # gradients have no certificate
+    also = " and for every gradient" if taps < len(exact["taps"]) else ""
+    same = f"gave the same bits at every tap{also}" if exact["identical"] else "did not give the same bits"
     same = same if len(names) > 1 else "is alone in exact mode: there is nothing to hold its bits against"
     said = f"{', '.join(map(str, names))} {same}."
     if exact["roundings"]:
@@ -34,7 +36,7 @@ def exact_section(report: Report) -> Html:
         for row in shown
     ]
     made = table("Exact mode, tap by tap", columns, rows, more, "tall")
-    return Html(paragraph(said) + folded(f"The certificate of {len(exact['taps']):,} taps", made, len(rows) <= 12))
+    return Html(paragraph(said) + folded(f"The certificate of {taps:,} taps{also}", made, len(rows) <= 12))
 
 
 def _zero_expected(value: int | None) -> object:
