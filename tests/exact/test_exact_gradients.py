@@ -10,6 +10,7 @@ from operation_cases import CASES, Case
 from test_exact_operations import CASE_LIST, INSTALLED, float32_inputs, on_backends, rounded, truth
 from tolerances import GRADIENT
 
+import transformer_lab as lab
 from transformer_lab.backends import exact, exact_gradients
 from transformer_lab.backends.base import OPERATIONS
 from transformer_lab.comparison.gradients import parameter_gradients
@@ -395,6 +396,18 @@ def test_the_order_of_a_batch_changes_no_bit(title, name):
         found, _ = model_gradients(title, name, IDS[order])
         for place, array in expected.items():
             equal_bits(found[place], array)
+
+
+@pytest.mark.full
+def test_gpt2_of_124_million_with_32_tokens():
+    ids = np.random.default_rng(0).integers(0, 50257, (1, 33))
+    expected = {}
+    for name in INSTALLED:
+        model = lab.load_model("gpt2", backend=name, precision="exact", weights="random", seed=0)
+        found = parameter_gradients(model, ids)
+        expected = expected or found
+        for place, array in expected.items():
+            assert found[place].tobytes() == array.tobytes(), place
 
 
 def test_a_wrong_gradient_is_found(monkeypatch):
