@@ -411,13 +411,13 @@ def test_gpt2_of_124_million_with_32_tokens():
 
 
 def test_a_wrong_gradient_is_found(monkeypatch):
-    """One backend forgets to round a named point."""
-    right = exact.products
+    """One backend is off by a bit at a named point, the gradient of the pattern."""
+    right = exact_gradients.product
 
-    def unrounded(ops, left, right_, scale):
-        y = right(ops, left, right_, scale)
+    def one_bit_off(ops, left, other, scale=1.0):
+        y = right(ops, left, other, scale)
         return y * (1 + 2.0**-23) if ops.name == "torch" and left.shape[-1] == 4 and scale == 1.0 else y
 
-    monkeypatch.setattr(exact, "products", unrounded)
+    monkeypatch.setattr(exact_gradients, "product", one_bit_off)
     with pytest.raises(AssertionError):
         test_the_same_bits_on_every_backend("gpt2-like", "torch")
