@@ -39,7 +39,9 @@ def test_torch_traces_the_decoder_as_one_graph(ops_choice):
 
 
 @pytest.mark.parametrize(
-    "backend", [ReadOnlyNumpy(), PoisoningNumpy(), PoisoningNumpy(ops="fused"), StrictBackend()], ids=repr
+    "backend",
+    [ReadOnlyNumpy(), PoisoningNumpy(), PoisoningNumpy(ops="fused"), StrictBackend()],
+    ids=["read-only", "poisoning", "poisoning, fused", "strict"],
 )
 def test_the_watchful_backends_run_the_whole_model(backend):
     expected = lab.load_model("storybook", precision="float64")
@@ -49,3 +51,12 @@ def test_the_watchful_backends_run_the_whole_model(backend):
     prompts = [[5, 6, 7], [9] * 8]
     found = [row.token_ids for row in model.generate(prompts, max_new_tokens=10)]
     assert found == [row.token_ids for row in expected.generate(prompts, max_new_tokens=10)]
+
+
+def test_exact_mode_writes_into_nothing_that_it_was_given():
+    watchful = lab.load_model("storybook", backend=ReadOnlyNumpy("exact", "fused"))
+    expected = lab.load_model("storybook", precision="exact")
+    assert watchful.logits(IDS).tobytes() == expected.logits(IDS).tobytes()
+    prompts = [[5, 6, 7], [9] * 8]
+    found = [row.logits_sha256 for row in watchful.generate(prompts, max_new_tokens=5)]
+    assert found == [row.logits_sha256 for row in expected.generate(prompts, max_new_tokens=5)]
