@@ -84,8 +84,8 @@ def test_going_on_gives_the_same_bits(run, text, tmp_path, backend):
     assert again.code == 0, again.err
     assert "going on after step" in again.err
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")  # every loss, to the last bit
-    whole, gone_on = (lab.load_model(tmp_path / name / "model") for name in ("whole", "cut"))
-    assert np.array_equal(whole.logits([1, 2, 3]), gone_on.logits([1, 2, 3]))
+    whole, gone_on = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == gone_on
 
 
 def test_going_on_with_other_words_is_refused(run, text):
