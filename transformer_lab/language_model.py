@@ -183,8 +183,16 @@ class LanguageModel:
         self.backend, self.config, self.params, self.tokenizer = backend, config, params, tokenizer
         self.end_of_text_ids: tuple[int, ...] = () if config.end_of_text_id is None else (config.end_of_text_id,)
         self.engine = Engine(backend, config, params, cache)
-        self._logits = backend.compile(lambda params, ids, start: forward(backend, config, params, ids, start)[0])
-        self._losses = backend.compile(self._losses_of)
+
+        # What is compiled holds on to nothing but the backend and the configuration: JAX keeps it for good, and a model
+        # that is forgotten must give its weights back.
+        def logits(params: Any, ids: Any, start: Any) -> Any:
+            return forward(backend, config, params, ids, start)[0]
+
+        self._logits = backend.compile(logits)
+        self._losses = backend.compile(
+            lambda params, ids, start, targets: backend.cross_entropy(logits(params, ids, start), targets)
+        )
         self._recorders: dict[tuple[str, ...] | None, Callable[..., Any]] = {}
 
     @property
@@ -230,6 +238,7 @@ class LanguageModel:
         ids = self._checked_ids(token_ids, 1, self.config.context_length)
         wanted = None if names is None else self._checked_taps(names)
         if wanted not in self._recorders:
+            backend, config = self.backend, self.config
 
             def recorded(params: Any, ids: Any, start: Any) -> dict[str, Any]:
                 kept: dict[str, Any] = {}
@@ -239,10 +248,10 @@ class LanguageModel:
                         kept[name] = x
                     return x
 
-                forward(self.backend, self.config, params, ids, start, tap=keep)
+                forward(backend, config, params, ids, start, tap=keep)
                 return kept
 
-            self._recorders[wanted] = self.backend.compile(recorded)
+            self._recorders[wanted] = backend.compile(recorded)
         start = self.backend.asarray(np.zeros(len(ids), np.int64))
         with enough_memory(_THIS_CALL):
             kept = self._recorders[wanted](self.params, self.backend.asarray(ids), start)
@@ -255,10 +264,6 @@ class LanguageModel:
                 raise ConfigurationError(message)
         order = [name for name in tap_names(self.config) if name in kept]
         return {name: np.array(self.backend.to_numpy(kept[name])) for name in order}
-
-    def _losses_of(self, params: Any, ids: Any, start: Any, targets: Any) -> Any:
-        logits, _ = forward(self.backend, self.config, params, ids, start)
-        return self.backend.cross_entropy(logits, targets)
 
     def _run_padded(self, function: Callable[..., Any], ids: np.ndarray, *more: np.ndarray) -> np.ndarray:
         """Runs function(params, ids, start, *more) over rows [B, T] padded on the right, and cuts the padding off.
