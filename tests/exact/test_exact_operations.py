@@ -173,11 +173,13 @@ def test_blocks_of_queries_change_no_bit(name, monkeypatch):
 def test_zeros_and_denormals(name):
     ops = component("backend", name, precision="exact")
     kernel = np.array([[1.0, -1e-30, 1e-42, 2.0**-126], [-1.0, 0.0, 0.0, 0.0]])
-    x = np.array([[1.0, 1.0], [1e-20, 0.0], [-0.0, 0.0], [1.0, 0.0]])
+    x = np.array([[1.0, 1.0], [1e-20, 0.0], [-0.0, 0.0], [1.0, 0.0], [1 - 2.0**-24, 0.0], [1 - 2.0**-23, 0.0]])
     inputs = {"x": x, "kernel": kernel}
     found = call(ops, "linear", CASES["linear"]["square, no bias"], inputs)
     tiny = np.float32(2.0**-126)
     expected = [[0, -1e-30, 0, tiny], [1e-20, 0, 0, 0], [0, 0, 0, 0], [1, -1e-30, 0, tiny]]
+    # Half a step below the smallest normal number is rounded to it; a whole step below is a denormal.
+    expected += [[1 - 2.0**-24, -1e-30 * (1 - 2.0**-24), 0, tiny], [1 - 2.0**-23, -1e-30 * (1 - 2.0**-23), 0, 0]]
     assert found.tobytes() == np.array(expected, np.float32).tobytes()
 
 

@@ -7,7 +7,7 @@ element is doubtful and is computed again more exactly (Ziv's strategy: A. Ziv, 
 mathematical functions with correctly rounded last bit", ACM TOMS 17, 1991). For products that is a dot product whose
 large parts add up without any rounding; for the other functions it is decimal arithmetic on the host (`rounding.py`).
 
-Signed zeros become +0, and results below 2^-126 (float32's denormals, which XLA flushes) become 0.
+Signed zeros become +0, and results that are rounded to less than 2^-126 (float32's denormals, which XLA flushes) to 0.
 The letters are those of `manual.py`, and U is the unit of float64's relative rounding error.
 """
 
@@ -260,7 +260,7 @@ def rotary(ops: Any, x: Any, cos: Any, sin: Any) -> Any:
     x, cos, sin = (ops.cast(array, xp.float64) for array in (x, cos[:, None, ...], sin[:, None, ...]))
     first, second = x[..., :half], x[..., half:]
     turned = xp.concat([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return ops.narrow(xp.where(xp.abs(turned) < SMALLEST_NORMAL, 0.0, turned))
+    return ops.flush(ops.narrow(turned))
 
 
 # --- norms, softmax, activations -------------------------------------------------------------------------------------

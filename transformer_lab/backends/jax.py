@@ -173,7 +173,10 @@ class JaxBackend(Backend):
         return eager
 
     def narrow(self, x: Any) -> Any:
-        # Under jit, XLA drops a plain round trip through float32; this it keeps.
+        # Under jit, XLA drops a plain round trip through float32; this it keeps. But it takes for 0 what is half a step
+        # below the smallest normal number, and should be rounded up to it.
+        size, smallest = jnp.abs(x), exact.SMALLEST_NORMAL
+        x = jnp.where((size < smallest) & (size >= smallest * (1.0 - 2.0**-24)), jnp.sign(x) * smallest, x)
         return jax.lax.reduce_precision(x, 8, 23).astype(jnp.float32)
 
     def power_of_two_above(self, x: Any) -> Any:
