@@ -117,6 +117,8 @@ def test_one_bit_of_a_gradient_is_named(tmp_path, monkeypatch):
     assert found["gradient of blocks.1.ffn.up.kernel"] > 0
     # These come before it.
     assert found["gradient of blocks.1.ffn.down.kernel"] == found["logits"] == 0
+    report.to_html(tmp_path / "report.html")
+    assert "taps, and all gradients" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_one_bit_on_one_backend_is_named(tmp_path, monkeypatch):

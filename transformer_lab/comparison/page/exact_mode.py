@@ -13,8 +13,9 @@ def exact_section(report: Report) -> Html:
         return Html("")
     names = exact["participants"]
     taps = sum(row["roundings"] is not None for row in exact["taps"])  # gradients have no certificate
-    also = " and for every gradient" if taps < len(exact["taps"]) else ""
-    same = f"gave the same bits at every tap{also}" if exact["identical"] else "did not give the same bits"
+    gradients = taps < len(exact["taps"])
+    everywhere = "at every tap and for every gradient" if gradients else "at every tap"
+    same = f"gave the same bits {everywhere}" if exact["identical"] else "did not give the same bits"
     same = same if len(names) > 1 else "is alone in exact mode: there is nothing to hold its bits against"
     said = f"{', '.join(map(str, names))} {same}."
     if exact["roundings"]:
@@ -36,7 +37,10 @@ def exact_section(report: Report) -> Html:
         for row in shown
     ]
     made = table("Exact mode, tap by tap", columns, rows, more, "tall")
-    return Html(paragraph(said) + folded(f"The certificate of {taps:,} taps{also}", made, len(rows) <= 12))
+    return Html(
+        paragraph(said)
+        + folded(f"The certificate of {taps:,} taps{', and all gradients' if gradients else ''}", made, len(rows) <= 12)
+    )
 
 
 def _zero_expected(value: int | None) -> object:
