@@ -89,8 +89,12 @@ class AdamW:
 
 
 def global_norm(ops: Any, tree: Tree) -> Any:
-    """The square root of the sum of all squares: a scalar array."""
-    return ops.xp.sqrt(sum(ops.xp.sum(array * array) for array in tree.values()))
+    """The square root of the sum of all squares: a scalar array.
+
+    In the order of the names: a tree that comes from a checkpoint has another order than a new one, and the last bit of
+    a float32 sum depends on it.
+    """
+    return ops.xp.sqrt(sum(ops.xp.sum(tree[name] * tree[name]) for name in sorted(tree)))
 
 
 def moving_average(average: Tree, params: Tree, decay: Any) -> Tree:
