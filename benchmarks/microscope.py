@@ -33,8 +33,8 @@ from reference_models import save_gpt2, save_llama  # noqa: E402
 from test_sound_models import SHAPES, arrays_of  # noqa: E402
 
 import transformer_lab as lab  # noqa: E402
-from transformer_lab.comparison.examination import examine  # noqa: E402
-from transformer_lab.comparison.own_model import OwnModel  # noqa: E402
+from transformer_lab.comparison.judging.examination import examine  # noqa: E402
+from transformer_lab.comparison.participants.own_model import OwnModel  # noqa: E402
 from transformer_lab.config import component  # noqa: E402
 from transformer_lab.language_model import assemble  # noqa: E402
 

@@ -9,8 +9,8 @@ import array_api_strict
 import numpy as np
 
 from transformer_lab.backends.base import OPERATIONS
-from transformer_lab.backends.error_function import erfc
-from transformer_lab.backends.numpy import NumpyBackend
+from transformer_lab.backends.frameworks.numpy import NumpyBackend
+from transformer_lab.backends.plain.error_function import erfc
 
 
 def _locked(x: Any) -> Any:

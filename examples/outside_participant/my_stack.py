@@ -53,7 +53,7 @@ def my_stack(folder, approximate="tanh"):
 
 def main():
     import transformer_lab as lab
-    from transformer_lab.comparison.participant import Function
+    from transformer_lab.comparison.participants.participant import Function
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--bug", action="store_true", help="the GELU with erf instead of the one with tanh")

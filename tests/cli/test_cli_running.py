@@ -89,7 +89,7 @@ def test_a_sweep_runs_every_backend(run_tiny):
 
 def test_one_failing_run_of_a_sweep_leaves_the_others(run_tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "transformer_lab.backends.torch", raising=False)
+    monkeypatch.delitem(sys.modules, "transformer_lab.backends.frameworks.torch", raising=False)
     outcome = run_tiny("prompt=Once upon", "-m", "backend=numpy,torch,numpy")
     assert outcome.code == 4
     assert "transformer_lab[torch]" in outcome.err and "Traceback" not in outcome.err

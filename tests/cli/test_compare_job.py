@@ -24,7 +24,7 @@ def test_a_comparison(run, tiny_model):
 
 def test_transformers_and_a_dump_take_part(run, tiny_model, tmp_path):
     from transformer_lab import load_model
-    from transformer_lab.comparison.dumped import write_dump
+    from transformer_lab.comparison.participants.dumped import write_dump
 
     ids = [3, 1, 4, 1, 5]
     write_dump(tmp_path / "theirs, of today.npz", ids, {"logits": load_model(tiny_model).logits(ids)})

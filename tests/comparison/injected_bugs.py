@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from transformer_lab.backends import manual
+from transformer_lab.backends.plain import manual
 from transformer_lab.config import component
 from transformer_lab.generation import sampling
 
@@ -222,7 +222,7 @@ def fused_sdpa(**options: Any) -> Callable[..., Any]:
 
 def fused_block_without_offset(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *tap: Any) -> Any:
     """NumPy's fused attention goes over queries in blocks; here every block believes to begin at the first query."""
-    from transformer_lab.backends.numpy import QUERY_BLOCK, attention_block
+    from transformer_lab.backends.frameworks.numpy import QUERY_BLOCK, attention_block
 
     blocks = [
         attention_block(ops, query[:, :, first : first + QUERY_BLOCK], key, value, start, scale)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from transformer_lab.backends import low_precision, manual
-from transformer_lab.comparison import bounds
-from transformer_lab.comparison.bounds import KEPT_IN_BFLOAT16, UNITS, Bounded, exactly
+from transformer_lab.backends.frameworks import low_precision
+from transformer_lab.backends.plain import manual
+from transformer_lab.backends.readings.bounded import bounds
+from transformer_lab.backends.readings.bounded.bounds import KEPT_IN_BFLOAT16, UNITS, Bounded, exactly
 from transformer_lab.config import component
 
 EPSILON, SCALE, HEADS = 1e-5, 0.3, 4

@@ -10,7 +10,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from transformer_lab.comparison.dumped import Dumped, write_dump
+from transformer_lab.comparison.participants.dumped import Dumped, write_dump
 from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
 
 IDS = [3, 1, 4, 1]

@@ -3,8 +3,9 @@
 import numpy as np
 from reference_models import save_gpt2
 
-from transformer_lab.backends import exact, exact_gradients
-from transformer_lab.comparison.exactness import Difference, Exactness
+from transformer_lab.backends.readings.exact import gradients as exact_gradients
+from transformer_lab.backends.readings.exact import operations as exact
+from transformer_lab.comparison.judging.exactness import Difference, Exactness
 from transformer_lab.comparison.study import compare
 
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import random_arrays
 
-from transformer_lab.comparison.bounds import UNITS
-from transformer_lab.comparison.examination import examine
-from transformer_lab.comparison.expectation import Expectation
-from transformer_lab.comparison.own_model import OwnModel
-from transformer_lab.comparison.verdict import unlike_others
+from transformer_lab.backends.readings.bounded.bounds import UNITS
+from transformer_lab.comparison.judging.examination import examine
+from transformer_lab.comparison.judging.expectation import Expectation
+from transformer_lab.comparison.participants.own_model import OwnModel
+from transformer_lab.comparison.reporting.verdict import unlike_others
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import ACTIVATIONS, Dense
 from transformer_lab.language_model import assemble

@@ -9,21 +9,21 @@ from operation_cases import CASES
 from tolerances import GRADIENT, GRADIENT_BY_HAND
 from torch.nn import functional
 
-from transformer_lab.backends import gradients as gradients_by_hand
-from transformer_lab.backends import manual
 from transformer_lab.backends.base import OPERATIONS
-from transformer_lab.backends.recording import record
-from transformer_lab.comparison import gradient_bounds
-from transformer_lab.comparison.bounds import UNITS
-from transformer_lab.comparison.gradient_calls import Call
-from transformer_lab.comparison.gradients import (
+from transformer_lab.backends.plain import gradients as gradients_by_hand
+from transformer_lab.backends.plain import manual
+from transformer_lab.backends.readings.bounded import gradients as gradient_bounds
+from transformer_lab.backends.readings.bounded.bounds import UNITS
+from transformer_lab.backends.readings.recording import record
+from transformer_lab.comparison.judging.gradient_calls import Call
+from transformer_lab.comparison.judging.gradients import (
     Alone,
     GradientRow,
     compare_gradients,
     first_gradient_divergence,
 )
-from transformer_lab.comparison.gradients import _rows_of as rows_of
-from transformer_lab.comparison.metrics import NO_ERRORS
+from transformer_lab.comparison.judging.gradients import _rows_of as rows_of
+from transformer_lab.comparison.judging.metrics import NO_ERRORS
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble

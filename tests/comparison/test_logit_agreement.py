@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.special import kl_div, rel_entr, softmax
 from tolerances import DIVERGENCE_OF_NOISE, MEASURE
 
-from transformer_lab.comparison import logits as logit_agreement
-from transformer_lab.comparison.logits import Flip, LogitAgreement, agreement_of, merge
+from transformer_lab.comparison.judging import logits as logit_agreement
+from transformer_lab.comparison.judging.logits import Flip, LogitAgreement, agreement_of, merge
 
 
 def rows(seed, noise, positions=30, vocabulary=40):

@@ -13,7 +13,7 @@ from scipy.spatial.distance import cosine
 from tolerances import MEASURE, MEASURE_FLOAT32
 from torch.ao.ns.fx.utils import compute_sqnr
 
-from transformer_lab.comparison.metrics import MEASURES, NO_ERRORS, PIECE, errors_of, merge, unit_of_last_place
+from transformer_lab.comparison.judging.metrics import MEASURES, NO_ERRORS, PIECE, errors_of, merge, unit_of_last_place
 
 TINY = {"float32": 2.0**-126, "float64": 2.0**-1022}
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52}

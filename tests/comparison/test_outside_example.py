@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import transformer_lab as lab
-from transformer_lab.comparison.dumped import Dumped
-from transformer_lab.comparison.participant import Function
+from transformer_lab.comparison.participants.dumped import Dumped
+from transformer_lab.comparison.participants.participant import Function
 from transformer_lab.paths import data_folder
 
 SCRIPT = data_folder("resources").parent / "examples" / "outside_participant" / "my_stack.py"

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_models import random_arrays
 
-from transformer_lab.comparison.bounds import UNITS
-from transformer_lab.comparison.expectation import Expectation
-from transformer_lab.comparison.own_model import Feeding, OwnModel
+from transformer_lab.backends.readings.bounded.bounds import UNITS
+from transformer_lab.comparison.judging.expectation import Expectation
+from transformer_lab.comparison.participants.own_model import Feeding, OwnModel
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from transformer_lab.comparison.participant import Function, checked
+from transformer_lab.comparison.participants.participant import Function, checked
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig

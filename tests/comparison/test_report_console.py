@@ -8,7 +8,7 @@ import report_cases
 from report_cases import defect, hostile, large, sound
 from rich.console import Console
 
-from transformer_lab.comparison.console import print_report, tables
+from transformer_lab.comparison.reporting.console import print_report, tables
 
 
 def printed(report, width=80, page=None, **options):

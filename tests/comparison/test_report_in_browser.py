@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import report_cases
 
-from transformer_lab.comparison.page.document import page
+from transformer_lab.comparison.reporting.page.document import page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright (extra dev)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -12,9 +12,9 @@ import pytest
 import report_cases
 from report_cases import HOSTILE, defect, empty, enormous, hostile, large, sound
 
-from transformer_lab.comparison.number_words import cosine, number, share
-from transformer_lab.comparison.page.document import page
-from transformer_lab.comparison.page.html import Html, text
+from transformer_lab.comparison.reporting.number_words import cosine, number, share
+from transformer_lab.comparison.reporting.page.document import page
+from transformer_lab.comparison.reporting.page.html import Html, text
 
 CASES = ("sound", "defect", "hostile", "empty", "large", "enormous")
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,7 +7,7 @@ import pytest
 import transformers
 
 from transformer_lab.checkpoints import to_hf
-from transformer_lab.comparison.semantics import differences, transformers_fields
+from transformer_lab.comparison.judging.semantics import differences, transformers_fields
 from transformer_lab.errors import InputFileError
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig

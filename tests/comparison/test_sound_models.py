@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from random_models import random_arrays
 
-from transformer_lab.comparison.examination import examine
-from transformer_lab.comparison.own_model import OwnModel
+from transformer_lab.comparison.judging.examination import examine
+from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble

@@ -10,9 +10,9 @@ import pytest
 from reference_models import save_gpt2, save_llama
 
 import transformer_lab as lab
-from transformer_lab.comparison.examination import examine
-from transformer_lab.comparison.own_model import OwnModel
-from transformer_lab.comparison.participant import Function
+from transformer_lab.comparison.judging.examination import examine
+from transformer_lab.comparison.participants.own_model import OwnModel
+from transformer_lab.comparison.participants.participant import Function
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble

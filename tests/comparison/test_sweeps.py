@@ -8,10 +8,10 @@ from reference_models import save_gpt2
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import transformer_lab as lab
-from transformer_lab.backends import manual
-from transformer_lab.comparison.own_model import OwnModel
-from transformer_lab.comparison.spool import Spool
-from transformer_lab.comparison.sweeps import FEEDINGS, SWEEPS, require_known, sweep
+from transformer_lab.backends.plain import manual
+from transformer_lab.comparison.judging.spool import Spool
+from transformer_lab.comparison.judging.sweeps import FEEDINGS, SWEEPS, require_known, sweep
+from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.errors import ConfigurationError, UnavailableError
 
 IDS = np.random.default_rng(0).integers(0, 101, 11)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_lab.comparison.text import TextAgreement, distinct, resampled, sampler_agrees, text_agreement
+from transformer_lab.comparison.judging.text import TextAgreement, distinct, resampled, sampler_agrees, text_agreement
 from transformer_lab.generation import sampling as first_sampler
 from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import load_model

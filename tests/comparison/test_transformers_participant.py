@@ -17,9 +17,9 @@ from reference_models import random_ids, save_gpt2, save_llama
 from tolerances import TAPS_FLOAT64
 
 import transformer_lab as lab
-from transformer_lab.comparison.participant import checked
-from transformer_lab.comparison.semantics import differences
-from transformer_lab.comparison.transformers import Transformers
+from transformer_lab.comparison.judging.semantics import differences
+from transformer_lab.comparison.participants.participant import checked
+from transformer_lab.comparison.participants.transformers import Transformers
 from transformer_lab.errors import ConfigurationError, InputFileError
 from transformer_lab.model.decoder import tap_names
 
@@ -284,9 +284,9 @@ def test_without_transformers_it_is_said_in_words():
     code = """
         import sys
         sys.modules["transformers"] = None
-        import transformer_lab, transformer_lab.comparison.participant
+        import transformer_lab, transformer_lab.comparison.participants.participant
         try:
-            import transformer_lab.comparison.transformers
+            import transformer_lab.comparison.participants.transformers
         except transformer_lab.UnavailableError as error:
             print(error)
     """

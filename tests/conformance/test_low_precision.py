@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 from tolerances import LOW_PRECISION_KL, OPERATION, STORED_BFLOAT16
 
 import transformer_lab as lab
-from transformer_lab.backends import low_precision
+from transformer_lab.backends.frameworks import low_precision
 from transformer_lab.config import component
 
 PRECISIONS = ("bfloat16", "int8")

@@ -11,9 +11,10 @@ from test_exact_operations import CASE_LIST, INSTALLED, float32_inputs, on_backe
 from tolerances import GRADIENT
 
 import transformer_lab as lab
-from transformer_lab.backends import exact, exact_gradients
 from transformer_lab.backends.base import OPERATIONS
-from transformer_lab.comparison.gradients import parameter_gradients
+from transformer_lab.backends.readings.exact import gradients as exact_gradients
+from transformer_lab.backends.readings.exact import operations as exact
+from transformer_lab.comparison.judging.gradients import parameter_gradients
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble

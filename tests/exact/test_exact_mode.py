@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reference_models import BACKENDS, GPT2, LLAMA, save_gpt2, save_llama
 
 import transformer_lab as lab
-from transformer_lab.backends import exact
+from transformer_lab.backends.readings.exact import operations as exact
 from transformer_lab.cache.contiguous import Contiguous
 from transformer_lab.cache.none import NoCache
 from transformer_lab.model.decoder import forward

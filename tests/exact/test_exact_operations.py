@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from operation_cases import CASES, Case, attention_inputs, call
 
-from transformer_lab.backends import exact
 from transformer_lab.backends.base import OPERATIONS
+from transformer_lab.backends.readings.exact import operations as exact
 from transformer_lab.config import component, names
 
 INSTALLED = [name for name in names("backend") if importlib.util.find_spec(name)]

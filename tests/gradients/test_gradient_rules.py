@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from tolerances import FINITE_DIFFERENCE
 
-from transformer_lab.backends import recording
-from transformer_lab.backends.recording import Part, Recorded, record, value_and_grad
+from transformer_lab.backends.readings import recording
+from transformer_lab.backends.readings.recording import Part, Recorded, record, value_and_grad
 from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
 

@@ -8,9 +8,9 @@ from derivatives import apart, central_differences
 from operation_cases import CASES
 from tolerances import FINITE_DIFFERENCE, GRADIENT, GRADIENT_BY_HAND
 
-from transformer_lab.backends import gradients
 from transformer_lab.backends.base import OPERATIONS
-from transformer_lab.backends.recording import Recorded, record
+from transformer_lab.backends.plain import gradients
+from transformer_lab.backends.readings.recording import Recorded, record
 from transformer_lab.config import component
 
 ALL = [(operation, title) for operation in OPERATIONS for title in CASES[operation]]

@@ -7,7 +7,7 @@ import pytest
 from reference_models import BACKENDS
 
 import transformer_lab as lab
-from transformer_lab.comparison.own_model import OwnModel
+from transformer_lab.comparison.participants.own_model import OwnModel
 
 USES = {
     "logits": lambda model: model.logits([1, 2, 3]),

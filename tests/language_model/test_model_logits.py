@@ -9,7 +9,7 @@ from reference_models import BACKENDS, GPT2, OPS, deviations, random_ids, refere
 from tolerances import LOGITS_FLOAT32, LOGITS_FLOAT64
 
 import transformer_lab as lab
-from transformer_lab.backends import manual
+from transformer_lab.backends.plain import manual
 
 CASES = {
     "plain": (save_gpt2, {}),

@@ -30,13 +30,13 @@ LEVELS = (
 ALONE = {"tokenizers": {"errors", "paths"}, "backends": {"errors", "paths"}, "charts": {"errors"}}
 # The only files that may name a package.
 ONLY_IN = {
-    "torch": {"backends/torch.py", "comparison/transformers.py"},
-    "jax": {"backends/jax.py"},
-    "jaxlib": {"backends/jax.py"},
+    "torch": {"backends/frameworks/torch.py", "comparison/participants/transformers.py"},
+    "jax": {"backends/frameworks/jax.py"},
+    "jaxlib": {"backends/frameworks/jax.py"},
     "tokenizers": {"tokenizers/huggingface.py"},
     "hydra": {"composition.py"},
     "omegaconf": {"composition.py", "config.py"},
-    "transformers": {"comparison/transformers.py"},
+    "transformers": {"comparison/participants/transformers.py"},
     "tiktoken": set(),
 }
 
@@ -96,8 +96,8 @@ def test_imports_point_downward():
         ("model/decoder.py", "from transformer_lab.generation import sampling", "generation, which lies above it"),
         ("model/decoder.py", "from transformer_lab import cli", "cli, which lies above it"),
         ("tokenizers/byte_bpe.py", "import transformer_lab.config", "tokenizers imports config"),
-        ("backends/numpy.py", "import transformer_lab.tokenizers", "backends imports tokenizers"),
-        ("backends/numpy.py", "def f():\n    import torch.nn", "names torch"),
+        ("backends/frameworks/numpy.py", "import transformer_lab.tokenizers", "backends imports tokenizers"),
+        ("backends/frameworks/numpy.py", "def f():\n    import torch.nn", "names torch"),
         ("model/decoder.py", "import array_api_compat.torch", "names torch"),
         ("generation/sampling.py", "from jax import numpy", "names jax"),
         ("tokenizers/byte_bpe.py", "import tokenizers", "names tokenizers"),

@@ -14,7 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from transformer_lab.backends import exact, exact_gradients, low_precision, manual
+from transformer_lab.backends.frameworks import low_precision
+from transformer_lab.backends.plain import manual
+from transformer_lab.backends.readings.exact import gradients as exact_gradients
+from transformer_lab.backends.readings.exact import operations as exact
 from transformer_lab.errors import ConfigurationError
 
 OPERATIONS = (

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from transformer_lab.comparison.continuations import continuations, greedy
-from transformer_lab.comparison.exactness import GRADIENT, Exactness
-from transformer_lab.comparison.examination import examine
-from transformer_lab.comparison.gradients import compare_gradients
-from transformer_lab.comparison.own_model import OwnModel
-from transformer_lab.comparison.participant import Participant
-from transformer_lab.comparison.report import Part, Report, report_of
-from transformer_lab.comparison.spool import Spool
-from transformer_lab.comparison.sweeps import require_known, sweep
+from transformer_lab.comparison.judging.continuations import continuations, greedy
+from transformer_lab.comparison.judging.exactness import GRADIENT, Exactness
+from transformer_lab.comparison.judging.examination import examine
+from transformer_lab.comparison.judging.gradients import compare_gradients
+from transformer_lab.comparison.judging.spool import Spool
+from transformer_lab.comparison.judging.sweeps import require_known, sweep
+from transformer_lab.comparison.participants.own_model import OwnModel
+from transformer_lab.comparison.participants.participant import Participant
+from transformer_lab.comparison.reporting.report import Part, Report, report_of
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.language_model import Prompt, load_model, several_prompts
 

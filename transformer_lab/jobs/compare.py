@@ -33,7 +33,7 @@ class Compare:
     def run(self, settings: Settings) -> Result:
         from rich.console import Console
 
-        from transformer_lab.comparison.console import print_report
+        from transformer_lab.comparison.reporting.console import print_report
         from transformer_lab.comparison.study import compare
 
         asked = any(getattr(settings, key) is not None for key in ("prompt", "prompt_file", "prompt_ids", "prompts"))
@@ -77,13 +77,13 @@ class Compare:
     def _outside(self, source: str, revision: str | None, wanted: list[str], precision: str) -> list[Any]:
         found: list[Any] = []
         if OUTSIDE in wanted:
-            from transformer_lab.comparison.transformers import PRECISIONS, Transformers
+            from transformer_lab.comparison.participants.transformers import PRECISIONS, Transformers
             from transformer_lab.sources import model_folder
 
             folder = model_folder(source, revision)
             found.append(Transformers(folder, precision if precision in PRECISIONS else "float32"))
         if self.dump is not None:
-            from transformer_lab.comparison.dumped import Dumped
+            from transformer_lab.comparison.participants.dumped import Dumped
 
             found.append(Dumped(self.dump))
         return found

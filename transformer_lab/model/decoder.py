@@ -14,7 +14,7 @@ final_norm [B, T, D], logits [B, T, V]. A fused attention shows neither scores n
 from collections.abc import Callable
 from typing import Any
 
-from transformer_lab.backends.manual import identity
+from transformer_lab.backends.plain.manual import identity
 from transformer_lab.model.attention import self_attention
 from transformer_lab.model.config import ModelConfig
 

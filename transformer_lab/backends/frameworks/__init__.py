@@ -1,0 +1,1 @@
+"""One file for each framework; nobody else names it."""

@@ -1,0 +1,1 @@
+"""The operations written once, plainly, and their gradients by hand."""

@@ -1,0 +1,1 @@
+"""Other ways to read the arrays of one computation: recorded, exact, bounded."""

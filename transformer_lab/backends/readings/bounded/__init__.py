@@ -1,0 +1,1 @@
+"""Every value in float64, with how far a sound implementation may be off."""

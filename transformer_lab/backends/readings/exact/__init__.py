@@ -1,0 +1,1 @@
+"""Every result is the correctly rounded float32: the same bits on every backend."""

@@ -1,0 +1,1 @@
+"""What participants show, held against the truth and its bounds."""

@@ -1,0 +1,153 @@
+"""The same tokens another way: in pieces over a cache, one by one, as a row of a batch, beside rows of other lengths,
+by other versions of the operations, uncompiled, on one thread. What then differs is rounding, and in exact mode it is
+nothing.
+
+One sweep is not another way to the same numbers but to coarser or finer ones: the other precisions, each judged by its
+own bounds.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from transformer_lab.comparison.judging.examination import difference, examine
+from transformer_lab.comparison.judging.spool import Spool
+from transformer_lab.comparison.participants.own_model import Feeding, OwnModel
+from transformer_lab.errors import ConfigurationError, LabError
+from transformer_lab.language_model import LanguageModel
+
+FEEDINGS = {
+    "pieces": ("prompt in 3 pieces", Feeding(pieces=3)),
+    "cached": ("cached, the last 8 tokens one by one", Feeding(single=8)),
+    "batch": ("one row of a batch of 3", Feeding(beside=(0, 0))),
+    "unequal": ("cached, between a longer row and a shorter one", Feeding(pieces=2, single=4, beside=(5, -3))),
+    "uncompiled": ("not compiled", Feeding(compiled=False)),
+}
+SWEEPS = (*FEEDINGS, "manual", "threads", "precision")
+CHANGES = {"manual": "manual operations", "precision": "other precisions", "threads": "1 thread"}
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """What a change of the way changed.
+
+    precision: the participant's. judged_by: the precision of the changed way, whose bounds `ratio` is over; only in the
+    sweep of precisions it is another one. elements, differing: of all taps that both ways show, and how many are not
+    equal. max_abs: of the differences, over these taps; logits_max_abs: over the logits alone. ratio, tap: the first
+    operation of the changed way that is above its bound, or else its largest ratio. note: why it was not tried.
+    """
+
+    participant: str
+    precision: str
+    judged_by: str
+    change: str
+    elements: int = 0
+    differing: int = 0
+    max_abs: float = 0.0
+    logits_max_abs: float = 0.0
+    ratio: float | None = None
+    tap: str | None = None
+    note: str | None = None
+
+
+def require_known(sweeps: Sequence[str]) -> None:
+    """Raises ConfigurationError for a name that is not in SWEEPS."""
+    for name in sweeps:
+        if name not in SWEEPS:
+            message = f"There is no sweep {name!r}; choose among {', '.join(SWEEPS)}."
+            raise ConfigurationError(message)
+
+
+def sweep(
+    names: Sequence[str],
+    model: LanguageModel,
+    participant: str,
+    load: Callable[..., LanguageModel] | None,
+    truth: OwnModel,
+    token_ids: np.ndarray,
+    base: Spool,
+) -> Iterator[SweepRow]:
+    """The rows of each of `names` that this model can be given.
+
+    participant: its name. load(precision=..., ops=...): the same model on the same backend once more, with one of them
+    changed; None where the backend is an object that is built. base: what the model showed for token_ids [T], fed at
+    once as prompt 0.
+    """
+    precision = model.backend.precision
+
+    def row(change: str, changed: OwnModel) -> SweepRow:
+        return _row(change, precision, changed, truth, token_ids, base)
+
+    def not_tried(change: str, why: str) -> SweepRow:
+        return SweepRow(participant, precision, precision, change, note=why)
+
+    for name in names:
+        if name in FEEDINGS:
+            change, feeding = FEEDINGS[name]
+            if name == "uncompiled" and not model.backend.compiles:
+                continue
+            if len(token_ids) == 1 and (feeding.pieces > 1 or feeding.single):
+                yield not_tried(change, "the prompt is one token")
+                continue
+            yield row(change, OwnModel(model, feeding, participant))
+        elif name == "threads":
+            if model.backend.fixed_threads:
+                why = f"the {model.backend.name} backend fixes its threads when the process starts"
+                yield not_tried(CHANGES[name], why)
+                continue
+            with threadpool_limits(1):
+                found = row(CHANGES[name], OwnModel(model, name=participant))
+            yield found
+        elif precision == "exact":  # it has one version of each operation, and is about one precision
+            continue
+        elif load is None:
+            yield not_tried(CHANGES[name], "the backend was given as an object, with its operations and its precision")
+        elif name == "manual":
+            yield row(CHANGES[name], OwnModel(load(ops="manual"), name=participant))
+        else:
+            for other in model.backend.precisions:
+                if other == precision:
+                    continue
+                try:
+                    changed = load(precision=other)
+                except LabError as error:  # a version of an operation, memory: what this precision lacks here
+                    yield not_tried(f"precision {other}", str(error))
+                    continue
+                yield row(f"precision {other}", OwnModel(changed, name=participant))
+
+
+def _row(
+    change: str,
+    precision: str,
+    participant: OwnModel,
+    truth: OwnModel,
+    token_ids: np.ndarray,
+    base: Spool,
+) -> SweepRow:
+    counts = {"elements": 0, "differing": 0}
+    largest: dict[str, float] = {}
+
+    def look_on(prompt: int, name: str, value: np.ndarray) -> None:
+        before = base.read(prompt, name)
+        if before is not None:
+            apart = np.abs(difference(value, before))
+            counts["elements"] += apart.size
+            counts["differing"] += int(np.count_nonzero(apart))
+            largest[name] = float(apart.max(initial=0.0))
+
+    found = examine(participant, truth, [token_ids], look_on)
+    worst = found.first_divergence() or found.worst()
+    return SweepRow(
+        participant.name,
+        precision,
+        participant.precision,
+        change,
+        counts["elements"],
+        counts["differing"],
+        max(largest.values(), default=0.0),
+        largest.get("logits", 0.0),
+        worst.ratio if worst else None,
+        worst.tap if worst else None,
+    )

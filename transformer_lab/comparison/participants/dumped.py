@@ -1,0 +1,215 @@
+"""Activations that another program has written to files: the way into a comparison for stacks outside Python.
+
+A file holds one run: `token_ids`, whole numbers [T], and taps by name (docs/taps.md) in any float format, as .npz or
+.safetensors. Several prompts are several files of one folder. Files come from strangers: a header is checked against
+the size of the file before memory is taken for it, and no pickle is read.
+"""
+
+import math
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from transformer_lab.checkpoints.number_formats import FLOATS
+from transformer_lab.checkpoints.quoted import quoted
+from transformer_lab.checkpoints.regular_file import open_regular
+from transformer_lab.checkpoints.safetensors_file import Tensor, read_header, read_into
+from transformer_lab.comparison.participants.participant import checked, in_order, require_precision
+from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
+from transformer_lab.memory import enough_memory, is_out_of_memory
+
+TOKEN_IDS = "token_ids"
+KINDS = (".npz", ".safetensors")
+# The bound that applies to what is stored so: float16 has three bits more than bfloat16, and no bound of its own.
+PRECISION_OF = {"float64": "float64", "float32": "float32", "float16": "bfloat16", "bfloat16": "bfloat16"}
+_WHOLE_NUMBERS = {"I64": "<i8", "U64": "<u8", "I32": "<i4", "U32": "<u4", "I16": "<i2", "U16": "<u2"}
+_NUMPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class Dumped:
+    """Takes part with what lies in a file or a folder of files; each run is found by its token ids.
+
+    precision: what the other program computed in; by default the narrowest format that its taps are stored in.
+    name: by default that of the file or folder. prompts: the token ids of every run, so that a comparison can be made
+    of exactly these: `lab.compare(source, dump.prompts, participants=[dump])`.
+
+    Raises InputFileError for files that are missing, damaged, or hold something else.
+    """
+
+    kind = "file"
+    version: str | None = None
+    device: str | None = None
+    config: Any = None
+
+    def __init__(self, path: str | PathLike[str], precision: str | None = None, name: str | None = None) -> None:
+        self.path = Path(path).expanduser()
+        self.name = name or self.path.name
+        self._runs = dict(_run(file) for file in _files(self.path))
+        self.prompts = [list(ids) for ids in self._runs]
+        if precision is None:
+            formats = {entry.format for entries in self._runs.values() for entry in entries}
+            order = list(PRECISION_OF)
+            precision = PRECISION_OF[max(formats & {*order}, key=order.index, default="float32")]
+        require_precision(precision, self.name)
+        self.precision = precision
+
+    def taps(self, token_ids: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """token_ids [T] -> (tap name, array with B = 1), in the order of the computation, read one by one."""
+        wanted = tuple(int(token_id) for token_id in token_ids)
+        if wanted not in self._runs:
+            message = (
+                f"{self.path} holds no run of the {len(wanted)} token ids {_shown(wanted)}; it holds "
+                f"{'; '.join(_shown(ids) for ids in list(self._runs)[:3])}{'; ...' if len(self._runs) > 3 else ''}."
+            )
+            raise InputFileError(message)
+        for entry in self._runs[wanted]:
+            yield entry.name, _as_tap(entry, _read(entry), len(wanted))
+
+
+def write_dump(path: str | PathLike[str], token_ids: Any, taps: Mapping[str, Any]) -> None:
+    """Writes one run for somebody else to compare with: .npz or .safetensors, by the ending of `path`.
+
+    token_ids: whole numbers [T]. taps: as `LanguageModel.record` returns them, or any arrays that `Function` takes.
+    The file is written under another name and renamed. Raises ConfigurationError for another ending or a wrong tap,
+    UnavailableError if the disk does not take it.
+    """
+    path = Path(path).expanduser()
+    if path.suffix not in KINDS:
+        message = f"{path} is not the name of a dump; it ends in {' or '.join(KINDS)}."
+        raise ConfigurationError(message)
+    ids = np.asarray(token_ids, np.int64)
+    arrays = {name: checked(name, array, None, len(ids), str(path)) for name, array in taps.items()}
+    arrays = {TOKEN_IDS: ids} | {name: np.ascontiguousarray(array) for name, array in in_order(arrays)}
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as handle:
+            if path.suffix == ".npz":
+                np.savez(handle, **arrays)  # type: ignore[arg-type]
+            else:
+                from safetensors.numpy import save
+
+                handle.write(save(arrays))
+        os.replace(temporary, path)
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror or error}."
+        raise UnavailableError(message) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Entry(NamedTuple):
+    """One array of a file, not read yet. `format` is NumPy's name of its dtype, or what safetensors calls it."""
+
+    path: Path
+    name: str
+    format: str
+    shape: tuple[int, ...]
+    tensor: Tensor | None  # of a safetensors file
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        if path.suffix not in KINDS:
+            _refuse(path, f"it does not end in {' or '.join(KINDS)}")
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix in KINDS and not file.name.startswith("."))
+    if not files:
+        _refuse(path, f"it holds no file that ends in {' or '.join(KINDS)}")
+    return files
+
+
+def _run(path: Path) -> tuple[tuple[int, ...], list[_Entry]]:
+    """The token ids of a file, and its taps in the order of the computation, checked as far as the header goes."""
+    entries = _entries(path)
+    if TOKEN_IDS not in entries:
+        _refuse(path, f"it has no {TOKEN_IDS}")
+    ids = _read(entries.pop(TOKEN_IDS))
+    if ids.ndim == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size:
+        _refuse(path, f"its {TOKEN_IDS} are {ids.dtype} {list(ids.shape)}; one row of whole numbers is expected")
+    for entry in entries.values():
+        if entry.format not in PRECISION_OF:
+            _refuse(path, f"{quoted(entry.name)} in it has the format {entry.format}")
+        _as_tap(entry, np.broadcast_to(np.float32(0.0), entry.shape), len(ids))  # takes no memory
+    return tuple(int(token_id) for token_id in ids), [entry for _, entry in in_order(entries)]
+
+
+def _as_tap(entry: _Entry, array: np.ndarray, length: int) -> np.ndarray:
+    try:
+        return checked(entry.name, array, None, length, "it")
+    except ConfigurationError as error:
+        message = f"{entry.path}: {error}"
+        raise InputFileError(message) from error
+
+
+def _entries(path: Path) -> dict[str, _Entry]:
+    """Every array of a file by its name, from the headers alone."""
+    if path.suffix == ".safetensors":
+        names = {stored: np.dtype(dtype).name for stored, dtype in FLOATS.items()} | {"BF16": "bfloat16"}
+        tensors = read_header(path).tensors
+        return {n: _Entry(path, n, names.get(t.format, t.format), t.shape, t) for n, t in tensors.items()}
+    entries = {}
+    with _archive(path) as archive:
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name == info.filename:
+                _refuse(path, f"{quoted(name)} in it is not an array of NumPy")
+            with archive.open(info) as handle:
+                read = _NUMPY_HEADERS.get(np.lib.format.read_magic(handle))
+                if read is None:
+                    _refuse(path, f"{quoted(name)} in it is not an array of numbers")
+                shape, _, dtype = read(handle)
+                if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - handle.tell():
+                    _refuse(path, f"{quoted(name)} in it is {dtype} {list(shape)}, which its bytes are not")
+            entries[name] = _Entry(path, name, dtype.name, shape, None)
+    return entries
+
+
+def _read(entry: _Entry) -> np.ndarray:
+    """The numbers; what safetensors stores in 16 bits comes as float32."""
+    with enough_memory(f"{entry.name} of {entry.path}"):
+        if entry.tensor is None:
+            with _archive(entry.path) as archive, archive.open(f"{entry.name}.npy") as handle:
+                return np.lib.format.read_array(handle, allow_pickle=False)
+        tensor = entry.tensor
+        if tensor.format in FLOATS:
+            array = np.empty(tensor.shape, np.float64 if tensor.format == "F64" else np.float32)
+            read_into(tensor, array)
+            return array
+        if tensor.format not in _WHOLE_NUMBERS:
+            _refuse(entry.path, f"{quoted(entry.name)} in it has the format {tensor.format}")
+        with open_regular(entry.path) as handle:
+            handle.seek(tensor.start)
+            return np.frombuffer(handle.read(tensor.size), _WHOLE_NUMBERS[tensor.format]).reshape(tensor.shape)
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with open_regular(path) as handle, zipfile.ZipFile(handle) as archive:
+            yield archive
+    except LabError:
+        raise
+    except (ValueError, zipfile.BadZipFile, KeyError, EOFError, OSError, zlib.error, RuntimeError) as error:
+        # RuntimeError: a password, or a compression that Python does not know
+        if is_out_of_memory(error):
+            raise
+        _refuse(path, f"it is damaged or no archive of NumPy ({error})")
+
+
+def _refuse(path: Path, reason: str) -> NoReturn:
+    message = f"{path} is not a usable dump: {reason}."
+    raise InputFileError(message)
+
+
+def _shown(ids: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}]"

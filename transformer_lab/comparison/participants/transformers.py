@@ -1,0 +1,284 @@
+"""Hugging Face transformers as a participant: its own forward pass, with its internals under the names of our taps.
+
+Every number is one that transformers computed; no formula of it is written here a second time. Hooks read what goes
+into its modules and what comes out. Queries, keys, values and scores exist inside its attention alone, so its eager
+attention is run under a name of ours, by a function that looks on.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformer_lab.checkpoints import read_config
+from transformer_lab.checkpoints.loading import require_loadable
+from transformer_lab.comparison.judging.semantics import transformers_fields
+from transformer_lab.comparison.participants.participant import in_order
+from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
+from transformer_lab.memory import enough_memory
+from transformer_lab.sources import model_folder
+
+try:
+    import torch
+    import transformers
+    from torch.nn import functional
+    from torch.overrides import TorchFunctionMode
+    from transformers.masking_utils import eager_mask
+except ImportError as error:
+    message = (
+        "A comparison with transformers needs transformers and PyTorch, which are not installed. "
+        "Run: pip install 'transformer_lab[transformers]'"
+    )
+    raise UnavailableError(message) from error
+
+PRECISIONS = ("float32", "float64", "bfloat16")
+ATTENTION = "transformer_lab"  # what transformers calls the attention that looks on
+OBSERVER = "transformer_lab_observer"  # the argument that it hands through to it
+
+# Tap -> (module of transformers, whether it is what goes in). Inside a block, "" is the block itself.
+OUTSIDE = {
+    "gpt2": {
+        "embed": ("transformer.h.0", True),
+        "final_norm": ("transformer.ln_f", False),
+        "logits": ("lm_head", False),
+    },
+    "llama": {"embed": ("model.layers.0", True), "final_norm": ("model.norm", False), "logits": ("lm_head", False)},
+}
+BLOCKS = {"gpt2": "transformer.h", "llama": "model.layers"}
+INSIDE = {
+    "gpt2": {
+        "norm_1": ("ln_1", False),
+        "attn.out": ("attn", False),
+        "resid_mid": ("ln_2", True),
+        "norm_2": ("ln_2", False),
+        "ffn.pre": ("mlp.c_fc", False),
+        "ffn.act": ("mlp.c_proj", True),
+        "ffn.out": ("mlp", False),
+        "resid_post": ("", False),
+    },
+    "llama": {
+        "norm_1": ("input_layernorm", False),
+        "attn.out": ("self_attn", False),
+        "resid_mid": ("post_attention_layernorm", True),
+        "norm_2": ("post_attention_layernorm", False),
+        "ffn.pre": ("mlp.gate_proj", False),
+        "ffn.act": ("mlp.down_proj", True),
+        "ffn.out": ("mlp", False),
+        "resid_post": ("", False),
+    },
+}
+
+
+class Transformers:
+    """Takes part with a folder in Hugging Face layout, run by transformers, or with a model that it has built.
+
+    source: what load_model takes; the weights are loaded at the first run. precision: "float32", "float64" or
+    "bfloat16". model: instead of a source, a GPT-2 or Llama with a language-model head, in whatever state it is; it
+    keeps its own precision and device, and is not changed. config: what transformers' own configuration amounts to, by
+    the names of our fields (`semantics.py`), or None if they cannot say it. All taps of one prompt are held at once.
+
+    In float64 all is float64: norms, softmax and rotary angles of Llama round to float32 in transformers whatever its
+    weights are, and these places are widened. Attention is the eager one, since others do not show their scores.
+    In bfloat16 every value is rounded, which our backends do with products alone.
+
+    Raises ConfigurationError, InputFileError or UnavailableError, in words.
+    """
+
+    kind = "transformers"
+    version: str | None = transformers.__version__
+    device: str | None = "cpu"
+
+    def __init__(
+        self,
+        source: str | PathLike[str] | None = None,
+        precision: str | None = None,
+        *,
+        model: Any = None,
+        name: str | None = None,
+    ) -> None:
+        if (source is None) == (model is None):
+            message = "Transformers takes one of them: a model's folder, or a model that transformers has built."
+            raise ConfigurationError(message)
+        if model is None:
+            self._folder = model_folder(source)  # type: ignore[arg-type]  # one of them
+            require_loadable(self._folder, ours := read_config(self._folder))
+            theirs = _reading(self._folder, transformers.AutoConfig.from_pretrained)
+            tied, own = ours.tied_head, precision or "float32"
+        else:
+            theirs = getattr(model, "config", None)
+            if getattr(theirs, "model_type", None) not in INSIDE or getattr(model, "lm_head", None) is None:
+                message = (
+                    f"The taps of a {type(model).__name__} are not known here; those of transformers' "
+                    f"{', '.join(INSIDE)} with a language-model head are."
+                )
+                raise ConfigurationError(message)
+            self._model, self.device = model, str(model.device)
+            tied = model.lm_head.weight is model.get_input_embeddings().weight
+            own = str(model.dtype).removeprefix("torch.")
+        if own not in PRECISIONS or precision not in (None, own):
+            message = (
+                f"transformers cannot take part in {own if precision is None else precision} here. A folder can be run "
+                f"in {', '.join(PRECISIONS)}; a built model is run in what it has, which model.double() changes."
+            )
+            raise ConfigurationError(message)
+        self.precision = own
+        self.name = name or f"transformers {own}"
+        self._family = theirs.model_type
+        self.config = _in_our_words(theirs, tied)
+
+    @cached_property
+    def _model(self) -> Any:
+        dtype = getattr(torch, self.precision)
+        return _reading(self._folder, transformers.AutoModelForCausalLM.from_pretrained, dtype=dtype).eval()
+
+    def taps(self, token_ids: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """token_ids [T] -> (tap name, array with B = 1), in the order of the computation."""
+        model, kept = self._model, dict[str, np.ndarray]()
+
+        def keep(tap: str, value: Any) -> None:
+            value = value[0] if isinstance(value, tuple) else value
+            wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+            kept[tap] = value.detach().to("cpu", wide).numpy().copy()
+
+        def keep_attention(layer: int, values: dict[str, Any]) -> None:
+            for tap, value in values.items():
+                keep(f"blocks.{layer}.{tap}", value)
+
+        with ExitStack() as stack:
+            for tap, module, goes_in in _places(model, self._family):
+                stack.callback(_hooked(module, tap, goes_in, keep).remove)
+            stack.enter_context(_looked_on(model))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(enough_memory(self.name))
+            wide = self.precision == "float64"
+            angles = _wide_angles(model) if wide else {}
+            stack.enter_context(Widened() if wide else nullcontext())
+            ids = torch.as_tensor(np.asarray(token_ids, np.int64)[None], device=model.device)
+            torch.func.functional_call(model, angles, (ids,), {"use_cache": False, OBSERVER: keep_attention})
+        for tap, _ in list(in_order(kept)):
+            yield tap, kept.pop(tap)
+
+
+def _places(model: Any, family: str) -> Iterator[tuple[str, Any, bool]]:
+    """(tap, module, whether the tap is what goes in) of everything that hooks can see."""
+    for tap, (path, goes_in) in OUTSIDE[family].items():
+        yield tap, model.get_submodule(path), goes_in
+    for layer, block in enumerate(model.get_submodule(BLOCKS[family])):
+        for tap, (path, goes_in) in INSIDE[family].items():
+            yield f"blocks.{layer}.{tap}", block.get_submodule(path), goes_in
+
+
+def _hooked(module: Any, tap: str, goes_in: bool, keep: Callable[[str, Any], None]) -> Any:
+    if goes_in:
+        return module.register_forward_pre_hook(lambda _, args: keep(tap, args))
+    return module.register_forward_hook(lambda _, args, result: keep(tap, result))
+
+
+@contextmanager
+def _looked_on(model: Any) -> Iterator[None]:
+    """Evaluation without dropout, by the attention that looks on; afterwards the model is as it was."""
+    attention = model.config._attn_implementation
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.config._attn_implementation = ATTENTION
+        model.eval()
+        yield
+    finally:
+        model.config._attn_implementation = attention
+        for module in training:
+            module.training = True
+
+
+def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
+    """The module's own eager attention, looked on: query [B, H, T, N], key and value [B, K, T, N]."""
+    observe = options.pop(OBSERVER)
+    with Scores() as seen:
+        if getattr(module, "reorder_and_upcast_attn", False) and query.dtype != torch.float64:  # which it refuses
+            result = module._upcast_and_reordered_attn(query, key, value, attention_mask)
+        else:
+            result = _eager_attention(module)(module, query, key, value, attention_mask, **options)
+    values = {"attn.q": query, "attn.k": key, "attn.v": value, "attn.pattern": result[1]}
+    if seen.scores is not None:  # a mask of transformers is the lowest finite number, added
+        values["attn.scores"] = seen.scores.masked_fill(
+            seen.scores <= torch.finfo(seen.scores.dtype).min / 2, -torch.inf
+        )
+    observe(module.layer_idx, values)
+    return result
+
+
+def _eager_attention(module: Any) -> Callable[..., Any]:
+    """What transformers takes for attn_implementation="eager": a function beside the module's class."""
+    homes = (sys.modules[kind.__module__] for kind in type(module).__mro__)
+    return next(home.eager_attention_forward for home in homes if hasattr(home, "eager_attention_forward"))
+
+
+transformers.AttentionInterface.register(ATTENTION, attend)
+transformers.AttentionMaskInterface.register(ATTENTION, eager_mask)
+
+
+class Scores(TorchFunctionMode):  # type: ignore[misc]
+    """Sees what softmax is given."""
+
+    scores: Any = None
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (functional.softmax, torch.softmax, torch.Tensor.softmax):
+            self.scores = args[0]
+        return function(*args, **(kwargs or {}))
+
+
+class Widened(TorchFunctionMode):  # type: ignore[misc]
+    """Wherever float32 is asked for by name, it is float64."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        args = [torch.float64 if value is torch.float32 else value for value in args]
+        kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
+        return function(*args, **kwargs)
+
+
+def _wide_angles(model: Any) -> dict[str, Any]:
+    """The frequencies of rotary positions in float64, by their names in the model: computed by its own module.
+
+    Only where the model holds what that module gives in float32: what somebody has changed is left as it is.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        if "inv_freq" in dict(module.named_buffers(recurse=False)):
+            held, kind = module.inv_freq, type(module)
+            if torch.equal(kind(module.config).inv_freq, held.float().cpu()):
+                with Widened():
+                    found[f"{path}.inv_freq"] = kind(module.config).inv_freq.to(held.device)
+    return found
+
+
+def _in_our_words(theirs: Any, tied: bool) -> dict[str, Any] | None:
+    """transformers' configuration, with all its defaults filled in, in our fields; None if they cannot say it."""
+    try:
+        return transformers_fields(theirs) | {"tied_head": tied}
+    except LabError:
+        return None
+
+
+def _reading(folder: Path, load: Callable[..., Any], **options: Any) -> Any:
+    """What transformers loads from the folder, without its bars and messages."""
+    log = transformers.logging
+    bars, verbosity = log.is_progress_bar_enabled(), log.get_verbosity()
+    try:
+        log.disable_progress_bar()
+        log.set_verbosity_error()
+        with enough_memory(f"the model in {folder}"):
+            return load(folder, local_files_only=True, **options)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        message = f"transformers cannot read {folder}: {error}."
+        raise InputFileError(message) from error
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,185 @@
+"""The report on the console: the verdict, a table of participants, where they part, and the sweeps; for 80 columns."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformer_lab.comparison.reporting.number_words import DASH, number, share
+from transformer_lab.comparison.reporting.summary import Summary, rows_of, summaries
+from transformer_lab.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+Report = Mapping[str, Any]
+LONGEST = 200  # letters of a name
+SHORT = 24
+SWEEPS = 60  # rows
+
+
+def print_report(report: Report, console: "Console", page: Path | None = None) -> None:
+    """Prints what `tables` makes, and where report.html lies. Names in the report cannot steer the terminal."""
+    from rich.text import Text
+
+    for renderable in tables(report):
+        console.print(renderable)
+    if page is not None:
+        console.print(Text(f"\nThe whole report: {_plain(page, 4000)}"), soft_wrap=True)  # a path stays in one piece
+
+
+def tables(report: Report) -> "list[RenderableType]":
+    """In this order: the verdict; differences in meaning; participants; the first divergence; sweeps. All but the
+    first and the table of participants only where there is something to say."""
+    parts = [_verdict(report), _semantics(report), _participants(report), _first_divergence(report), _sweeps(report)]
+    return [part for part in parts if part is not None]
+
+
+def _verdict(report: Report) -> "RenderableType":
+    from rich.text import Text
+
+    sound = report["verdict"]["status"] == "sound"
+    word = Text("Sound. " if sound else "Defect. ", style="bold green" if sound else "bold red")
+    return word + Text(_plain(report["verdict"]["sentence"], 2000), style="")
+
+
+def _semantics(report: Report) -> "RenderableType | None":
+    from rich.text import Text
+
+    if not report["semantics"]:
+        return None
+    lines = ["", "The configurations do not mean the same:"]
+    for row in report["semantics"]:
+        values = ", ".join(f"{_plain(name)} {_plain(value)}" for name, value in row["values"].items())
+        lines.append(f"  {_plain(row['field'])}: {values}")
+    return Text("\n".join(lines))
+
+
+def _participants(report: Report) -> "RenderableType":
+    rows = summaries(report)
+    table = _table("Against the truth: float64, by the plain operations")
+    table.add_column("participant", overflow="fold")  # gives way first: a name is broken between its words
+    _numbers(table, "ratio")
+    _words(table, "where", [row.where for row in rows])
+    _numbers(table, "RMS", "KL", "top-1", "text")
+    for row in rows:
+        numbers = (_number(row.ratio), _cell(row.where), _number(row.rms), _number(row.kl))
+        table.add_row(_cell(row.name), *numbers, _dashed(share(row.top_1)), _agreement(row))
+    table.caption = (
+        "ratio: the largest error of an operation over its bound; above 1 it is a defect. RMS, KL (nats), top-1: at "
+        "the logits. text: generated tokens before the first that differs."
+    )
+    if any(row.precision == "exact" for row in rows):
+        table.caption += " Exact mode comes close to 1: its bound is the one rounding that it makes."
+    return table
+
+
+def _agreement(row: Summary) -> str:
+    return "-" if row.agreement is None or row.tokens is None else f"{row.agreement}/{row.tokens}"
+
+
+def _first_divergence(report: Report) -> "RenderableType | None":
+    from rich.text import Text
+
+    found = report["first_divergence"]
+    if not found:
+        return None
+    where = "" if found["prompt"] is None else f"prompt {found['prompt'] + 1}, "
+    rows = (
+        ("First divergence", f"{_plain(found['tap'])} on {_plain(found['participant'])} ({found['precision']})"),
+        ("error / bound", _number(found["ratio"])),
+        ("element", f"{where}{found['position']}"),
+        ("value", _dashed(number(found["value"], 8))),
+        ("expected", _dashed(number(found["expected"], 8))),
+        ("bound", _number(found["bound"])),
+    )
+    lines = (f"{title:>16}  {said}" for title, said in rows)
+    return Text("\n".join(("", *lines)))
+
+
+def _sweeps(report: Report) -> "RenderableType | None":
+    from rich.text import Text
+
+    rows = report["sweeps"][:SWEEPS]
+    if not rows:
+        return None
+    table = _table("The same participant, one thing changed")
+    _words(table, "change", ["  " + row["change"] for row in rows])
+    _numbers(table, "differing", "at logits", "ratio")
+    _words(table, "where", [row["tap"] for row in rows])
+    for name in dict.fromkeys(row["participant"] for row in rows):
+        table.add_row(Text(_plain(name), style="bold"))
+        for row in rows_of(rows, name):
+            if row["ratio"] is None and row["note"]:
+                table.add_row(_indented(row["change"]), "-", "-", "-", _cell("not tried"))
+                continue
+            numbers = (_number(row["logits_max_abs"]), _number(row["ratio"]))
+            table.add_row(_indented(row["change"]), _dashed(number(row["differing"])), *numbers, _cell(row["tap"]))
+    more = len(report["sweeps"]) - len(rows)
+    said = "differing: elements of all taps. at logits: the largest difference there."
+    if any(row["judged_by"] != row["precision"] for row in rows):
+        said += " Another precision has bounds of its own."
+    if more:
+        said += f" And {more:,} more rows in report.json."
+    notes = dict.fromkeys(_plain(row["note"]) for row in rows if row["ratio"] is None and row["note"])
+    table.caption = Text("\n".join((said, *(f"not tried: {note}" for note in notes))), style="table.caption")
+    return table
+
+
+# --- Pieces --------------------------------------------------------------------------------------------------------
+
+
+def _table(title: str) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    return Table(
+        title=Text(f"\n{title}"),
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+
+
+def _words(table: "Table", title: str, words: Sequence[object]) -> None:
+    """A column of names: if all are short they stay on one line; else they are broken, none is cut."""
+    longest = max((len(_plain(word)) for word in words if word is not None), default=1)
+    table.add_column(title, overflow="fold", no_wrap=longest <= SHORT)
+
+
+def _numbers(table: "Table", *titles: str) -> None:
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+
+
+def _cell(value: object) -> "Text":
+    from rich.text import Text
+
+    return Text(_plain(value))  # Text: square brackets in a name are no commands to rich
+
+
+def _indented(value: object) -> "Padding":
+    """Below a heading; where it is broken, all its lines are."""
+    from rich.padding import Padding
+
+    return Padding(_cell(value), (0, 0, 0, 2))
+
+
+def _plain(value: object, longest: int = LONGEST) -> str:
+    given = "-" if value is None else str(value)
+    return printable(given[:longest]) + ("..." if len(given) > longest else "")
+
+
+def _number(value: object) -> str:
+    return _dashed(number(value, 2))
+
+
+def _dashed(words: str) -> str:
+    """The console's dash is ASCII's."""
+    return words.replace(DASH, "-")

@@ -1,0 +1,191 @@
+"""What a comparison found, put together: plain data for the console, for report.json and for report.html."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformer_lab.atomic_file import finite, write_json, write_text
+from transformer_lab.comparison.judging import logits, metrics
+from transformer_lab.comparison.judging.continuations import Continuations
+from transformer_lab.comparison.judging.exactness import Exactness
+from transformer_lab.comparison.judging.examination import Divergence, Examination
+from transformer_lab.comparison.judging.gradients import GradientRow
+from transformer_lab.comparison.judging.semantics import differences
+from transformer_lab.comparison.judging.sweeps import SweepRow
+from transformer_lab.comparison.participants.participant import Participant
+from transformer_lab.comparison.reporting import verdict
+from transformer_lab.environment import environment
+from transformer_lab.language_model import LanguageModel
+from transformer_lab.model.decoder import tap_names
+
+SCHEMA = 1
+
+
+@dataclass
+class Part:
+    """What was found out about one participant. It holds no model: that one may be forgotten."""
+
+    facts: dict[str, Any]
+    config: Any
+    examination: Examination
+    continuations: Continuations | None = None
+    gradients: list[GradientRow] = field(default_factory=list)
+    sweeps: list[SweepRow] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, participant: Participant, examination: Examination) -> "Part":
+        names = ("name", "kind", "precision", "version", "device")
+        facts = {name: getattr(participant, name) for name in names}
+        facts["operations"] = getattr(participant, "operations", None)
+        return cls(facts, participant.config, examination)
+
+
+@dataclass(frozen=True)
+class Report:
+    """verdict: in a sentence. sound: whether every difference is rounding. first_divergence: the first operation above
+    its own bound, or None."""
+
+    verdict: str
+    sound: bool
+    first_divergence: Divergence | None
+    content: Mapping[str, Any]
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """One row for each tap of each participant, in the order of the computation."""
+        return list(self.content["taps"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON; what is not finite is None."""
+        return dict(self.content)
+
+    def to_json(self, path: str | PathLike[str]) -> None:
+        """Writes report.json. Raises UnavailableError where the disk refuses."""
+        write_json(Path(path), self.content)
+
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Writes one self-contained page. Raises UnavailableError where the disk refuses."""
+        from transformer_lab.comparison.reporting.page.document import page
+
+        write_text(Path(path), page(self.content))
+
+
+def report_of(
+    model: LanguageModel,
+    precision: str,
+    texts: Sequence[str | None],
+    prompts: Sequence[np.ndarray],
+    parts: Sequence[Part],
+    exactness: Exactness,
+    seconds: float,
+) -> Report:
+    """model: the truth's."""
+    order = tap_names(model.config)
+    semantics = differences({part.facts["name"]: part.config for part in parts})
+    examinations = [part.examination for part in parts]
+    continued = [part.continuations for part in parts if part.continuations is not None]
+    first = verdict.first_divergence(examinations, order)
+    sentence, sound = verdict.sentences(
+        examinations,
+        first,
+        exactness,
+        order,
+        [row for part in parts for row in part.sweeps],
+        [row for part in parts for row in part.gradients],
+        [sentence for one in continued for sentence in one.wrong],
+        semantics,
+    )
+    content = {
+        "schema": SCHEMA,
+        "verdict": {
+            "status": "sound" if sound else "defect",
+            "sentence": sentence,
+            "exact_identical": exactness.identical if exactness.differing else None,
+        },
+        "first_divergence": None if first is None else asdict(first),
+        "model": {
+            "source": model.source,
+            "sha256": model.weights_sha256(),
+            "parameters": model.parameters_count,
+            "layers": model.config.num_layers,
+            "precision": precision,
+        },
+        "prompts": [{"text": text, "token_ids": ids.tolist()} for text, ids in zip(texts, prompts, strict=True)],
+        "participants": [part.facts for part in parts],
+        "semantics": semantics,
+        "taps": _tap_rows(examinations, order),
+        "exact": _exact_section(exactness, order),
+        "logits": [_logits_row(examination) for examination in examinations if examination.logits],
+        "text": [_text_row(one) for one in continued],
+        "gradients": [row.to_dict() for part in parts for row in part.gradients],
+        "sweeps": [asdict(row) for part in parts for row in part.sweeps],
+        "environment": environment(),
+        "seconds": seconds,
+    }
+    return Report(sentence, sound, first, finite(content))
+
+
+def _tap_rows(examinations: Sequence[Examination], order: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for tap in order:
+        here = []
+        for examination in examinations:
+            if (finding := examination.taps.get(tap)) is None:
+                continue
+            total = metrics.merge(finding.total)
+            row: dict[str, Any] = {"tap": tap, "participant": examination.participant}
+            row |= total.measures()
+            row |= {
+                "added_max_abs": finding.added.largest,
+                "added_rms": finding.added.rms,
+                "inherited_max_abs": finding.inherited.largest,
+                "inherited_rms": finding.inherited.rms,
+                "ratio": finding.worst.ratio if finding.worst else 0.0,
+            }
+            here.append((examination.precision, row))
+        for precision, row in here:
+            smallest = min(other["rms"] for same, other in here if same == precision)
+            rows.append(row | {"nearest": row["rms"] == smallest})
+    return rows
+
+
+def _exact_section(exactness: Exactness, order: Sequence[str]) -> dict[str, Any] | None:
+    """Roundings and doubtful ones are those of the first participant: others may round padding, too."""
+    if not exactness.differing:
+        return None
+    first = next(iter(exactness.differing))
+    counts, missing, gradients = exactness.certificate[first], exactness.missing, exactness.gradients
+    return {
+        "identical": exactness.identical,
+        "participants": list(exactness.differing),
+        "roundings": sum(roundings for roundings, _ in counts.values()),
+        "doubtful": sum(doubtful for _, doubtful in counts.values()),
+        "taps": [
+            {
+                "tap": tap,
+                # The certificate is that of the forward pass: it does not know which gradient was rounded when.
+                "roundings": None if tap in gradients else counts.get(tap, (0, 0))[0],
+                "doubtful": None if tap in gradients else counts.get(tap, (0, 0))[1],
+                "differing": {name: found.get(tap, 0) for name, found in exactness.differing.items() if name != first},
+                "missing": [name for name, found in missing.items() if tap in found],
+            }
+            for tap in exactness.taps(order)
+        ],
+    }
+
+
+def _logits_row(examination: Examination) -> dict[str, Any]:
+    all_prompts = logits.merge(examination.logits)
+    measures = ("kl_from_truth", "kl_to_truth", "top_1", "top_5", "rank_shift_max", "rank_shift_mean")
+    row: dict[str, Any] = {"participant": examination.participant}
+    row |= {name: getattr(all_prompts, name) for name in measures}
+    return row | {"flips": [asdict(flip) for flip in all_prompts.flips]}
+
+
+def _text_row(one: Continuations) -> dict[str, Any]:
+    found = asdict(one.agreement) | {name: getattr(one, name) for name in ("distinct", "runs", "sampler", "texts")}
+    return {"participant": one.participant} | found | {"token_ids": one.tokens}
