@@ -5,6 +5,7 @@ import pytest
 from reference_models import BACKENDS, random_ids, save_gpt2
 
 import transformer_lab as lab
+from transformer_lab.language_model.request import Request
 
 PROMPT = "Once there was a lamp"
 SAMPLED = {"temperature": 1.0, "top_k": 40}
@@ -59,7 +60,7 @@ def test_characters_of_several_tokens_come_whole(models, tokenizer):
     """The forced continuation "číž ď": its letters are two tokens each, and each comes in one piece."""
     model, ids = models("numpy"), tokenizer.encode("ď ž ű")
     assert len(ids) > 5
-    pieces, row = [], model._decoding([PROMPT], 40, 0.0, None, None, None, None, 0, None, False).rows[0]
+    pieces, row = [], model._decoding(Request(PROMPT, 40)).rows[0]
     for token in ids:
         pieces.append(row.accept(token, 0.0, None))
     assert [piece for piece in pieces if piece] == ["ď", " ", "ž", " ", "ű"]

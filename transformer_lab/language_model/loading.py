@@ -1,0 +1,97 @@
+"""A model from a name, a folder or a hub id, or of weights that are at hand."""
+
+import time
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from transformer_lab import checkpoints
+from transformer_lab.cache.contiguous import Contiguous
+from transformer_lab.config import component
+from transformer_lab.errors import ConfigurationError
+from transformer_lab.language_model.feed_forward import with_feed_forward
+from transformer_lab.language_model.fitting_tokenizer import fitting_tokenizer
+from transformer_lab.language_model.language_model import LanguageModel
+from transformer_lab.language_model.placing import add_derived, placed, placed_at_random
+from transformer_lab.memory import enough_memory, require_bytes
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.parameters import count
+from transformer_lab.sources import Progress, config_folder, model_folder
+from transformer_lab.tokenizers import TOKENIZER_KINDS, Tokenizer
+
+KINDS_OF_WEIGHTS = ("pretrained", "random")
+_BYTES = {"float64": 8, "bfloat16": 2, "int8": 1}  # of a parameter, at least; 4 for the others
+
+
+def load_model(
+    source: str | PathLike[str],
+    backend: Any = "numpy",
+    precision: str = "float32",
+    ops: str | Mapping[str, str] = "fused",
+    tokenizer: str | None = None,
+    *,
+    cache: Any = None,
+    ffn: Any = None,
+    device: str | None = None,
+    revision: str | None = None,
+    weights: str = "pretrained",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LanguageModel:
+    """Loads a model.
+
+    source: a name under conf/model, a folder in Hugging Face layout (config.json + *.safetensors), or a hub id. What
+        starts with "/", "." or "~", or names an existing folder, is always a folder.
+    backend: a name under conf/backend, or a Backend that is already built (then precision, ops and device are its own).
+    precision: "float32", "float64", or "exact" (docs/exact_mode.md).
+    ops: "fused", "manual", or a mapping operation -> version.
+    tokenizer: None or "byte_bpe" (by hand), or "huggingface" (the `tokenizers` library).
+    cache: a policy of transformer_lab.cache; None is Contiguous(). device: as the backend calls it; None is the CPU.
+    ffn: fields of the dense network to change ({"activation": "relu"}), or another component.
+    weights: "random" takes only the shape of `source` and draws weights from `seed`; nothing is downloaded for a
+        name under resources/config. progress(what, done, total) is called while loading.
+
+    Raises ConfigurationError, InputFileError or UnavailableError; each says in words what to do.
+    """
+    begin = time.perf_counter()
+    if isinstance(backend, str):
+        backend = component("backend", backend, precision=precision, ops=ops, device=device)
+    if weights not in KINDS_OF_WEIGHTS:
+        message = f"weights is {weights!r}; choose one of {', '.join(KINDS_OF_WEIGHTS)}."
+        raise ConfigurationError(message)
+    if tokenizer is not None and tokenizer not in TOKENIZER_KINDS:
+        message = f"tokenizer is {tokenizer!r}; choose one of {', '.join(TOKENIZER_KINDS)}."
+        raise ConfigurationError(message)
+    folder = config_folder(source, revision) if weights == "random" else model_folder(source, revision)
+    config = with_feed_forward(checkpoints.read_config(folder), ffn)
+    found: list[Tokenizer | None] = []
+
+    def before_reading() -> None:
+        """Whatever can be refused without the numbers is refused before they are read."""
+        found.append(fitting_tokenizer(folder, config, tokenizer or "byte_bpe"))
+        if backend.device == "cpu":
+            require_bytes(count(config) * _BYTES.get(backend.precision, 4), f"{source}, {count(config):,} parameters")
+
+    with enough_memory(f"{source}: it has {count(config):,} parameters"):
+        if weights == "random":
+            before_reading()
+            params = placed_at_random(config, backend, seed, progress)
+        else:
+            report = (lambda done, total: progress("weights", done, total)) if progress else None
+            dtype = np.float64 if backend.precision == "float64" else np.float32
+            params = checkpoints.load_parameters(folder, config, backend.place, dtype, report, before_reading)
+        add_derived(config, backend, params)
+    model = LanguageModel(backend, config, params, found[0], cache or Contiguous())
+    model.source, model.folder = str(source), folder if weights == "pretrained" else None
+    model.end_of_text_ids = checkpoints.end_of_text_ids(folder)
+    model.load_seconds = time.perf_counter() - begin
+    return model
+
+
+def assemble(
+    config: ModelConfig, arrays: Mapping[str, np.ndarray], backend: Any, tokenizer: Tokenizer | None = None
+) -> LanguageModel:
+    """A model of weights that are at hand: dotted name -> NumPy array, kernels [in, out], as `shapes(config)` says."""
+    return LanguageModel(backend, config, placed(config, backend, arrays), tokenizer, Contiguous())

@@ -1,0 +1,37 @@
+"""Weights brought to a backend, given or drawn, and what is derived from them there. It knows no files."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.init import initialise
+from transformer_lab.model.parameters import nest, shapes
+from transformer_lab.model.positions import rotary_table
+from transformer_lab.sources import Progress
+
+
+def placed(config: ModelConfig, backend: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The parameters of a forward pass, of weights that are at hand: dotted name -> NumPy array, kernels [in, out]."""
+    params = nest({name: backend.place(name, array) for name, array in arrays.items()})
+    add_derived(config, backend, params)
+    return params
+
+
+def placed_at_random(config: ModelConfig, backend: Any, seed: int, progress: Progress | None) -> dict[str, Any]:
+    """Weights drawn from `seed`, one by one; without what is derived from them."""
+    total, found = len(shapes(config)), {}
+    for done, (name, array) in enumerate(initialise(config, seed), start=1):
+        found[name] = backend.place(name, array)
+        if progress:
+            progress("weights", done, total)
+    return nest(found)
+
+
+def add_derived(config: ModelConfig, backend: Any, params: dict[str, Any]) -> None:
+    """What the forward pass needs beside the weights: rotary angles, and a tied head in the form that is fast."""
+    if config.position == "rotary":
+        params["rotary"] = {name: backend.asarray(table) for name, table in rotary_table(config).items()}
+    if config.tied_head:
+        params["head"] = {"kernel": backend.place_tied_head(params["embed"]["token"])}
