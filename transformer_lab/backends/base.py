@@ -7,17 +7,17 @@ once, here, when the object is built. This file names no framework and knows not
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
 
 from transformer_lab.backends.frameworks import low_precision
 from transformer_lab.backends.plain import manual
-from transformer_lab.backends.readings.exact import gradients as exact_gradients
 from transformer_lab.backends.readings.exact import operations as exact
+from transformer_lab.backends.readings.exact.reading import ExactReading
 from transformer_lab.errors import ConfigurationError
 
 OPERATIONS = (
@@ -81,7 +81,15 @@ class Certificate:
         self.places[place] = before[0] + roundings, before[1] + doubtful
 
 
-class Backend:
+class ReadBackend(type):
+    """What is built with precision="exact" is a reading of the backend: to a model the same, with exact arrays."""
+
+    def __call__(cls, *arguments: Any, **options: Any) -> Any:
+        built = super().__call__(*arguments, **options)
+        return ExactReading(built, OPERATIONS) if built.precision == "exact" else built
+
+
+class Backend(metaclass=ReadBackend):
     """The `ops` object that the model is given. One device per object; arrays are the framework's own.
 
     device: "cpu" or what the framework calls its devices. precision: one of `precisions`.
@@ -100,6 +108,7 @@ class Backend:
     in_place: ClassVar[bool] = True  # slice_update writes into its target, so a view of a cache can be updated
     compiles: ClassVar[bool] = False  # so that running the operations one by one is another way
     fixed_threads: ClassVar[bool] = False  # their number is settled when the process starts
+    rounds_arithmetic: ClassVar[bool] = True  # + - * / and the root of float32 are those of IEEE 754
     piece: ClassVar[int] = 1 << 15  # float64 elements that exact mode works on at a time, so that they stay in a cache
     steps_per_call: ClassVar[int] = 1  # how many tokens one call of a compiled decoding step may produce
 
@@ -135,10 +144,6 @@ class Backend:
             chosen[operation] = name
             run = implementation.run if implementation else getattr(exact if name == "exact" else manual, operation)
             bound: Callable[..., Any] = partial(run, self)
-            if name == "exact":
-                bound = self.with_gradient(
-                    bound, exact_gradients.gradients_of(self, getattr(exact_gradients, operation))
-                )
             setattr(self, operation, bound)
             if operation == "linear":
                 self.linear_implementation = implementation
@@ -218,6 +223,10 @@ class Backend:
         """Returns x when it is computed."""
         return x
 
+    def scope(self) -> AbstractContextManager[Any]:
+        """What must hold around every computation, also an uncompiled one."""
+        return nullcontext()
+
     def slice_update(self, target: Any, update: Any, start: Any, axis: int) -> Any:
         """target[b, ..., start[b] : start[b] + T, ...] = update[b] for each row b, along `axis`; returns the result.
 
@@ -228,6 +237,11 @@ class Backend:
             other = ops.slice_update(cache, new, start, axis=2)      # `cache` is now changed, or the same, or gone
         """
         raise NotImplementedError
+
+    def put(self, target: Any, index: Any, update: Any) -> Any:
+        """target[index] = update, for an index of slices and numbers. Consumes target."""
+        target[index] = update
+        return target
 
     def scatter_add(self, target: Any, index: Any, update: Any) -> Any:
         """target[index[n]] += update[n] for n in order, repeated indices summed. Consumes target.
@@ -246,6 +260,11 @@ class Backend:
         raise NotImplementedError
 
     # What exact mode needs. These versions serve every backend whose arrays can be indexed and are there at once.
+
+    def step(self, run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """run(self, *arguments, **options), a function that ends in `patch` or rounds nothing that could be doubtful. A
+        backend that compiles makes a program of it."""
+        return run(self, *arguments, **options)
 
     def narrow(self, x: Any) -> Any:
         """float64 -> the nearest float32, ties to even, as an array of float32."""
@@ -271,16 +290,6 @@ class Backend:
         """function(NumPy arrays) -> float64, called on the host. The arrays belong to these indices [n], by their first
         axis, and so does the result [n]. Arrays and results hold float32 values, or integers."""
         return self.asarray(function(*(self.to_numpy(array) for array in arrays)), self.xp.float64)
-
-    def with_gradient(self, run: Callable[..., Any], gradients: Callable[..., exact_gradients.Gradients]) -> Any:
-        """`run`, but inside `value_and_grad` its derivative is `gradients`, and not that of the steps it is made of.
-
-        gradients(g, *inputs) -> a function for each array of floats among the inputs, which gives dL/dx: see
-        `exact_gradients`. Arrays stand before numbers among the inputs, and arrays of floats before others. A tap is
-        not called: what is differentiated as a whole shows nothing inside. This version is for backends without
-        gradients.
-        """
-        return run
 
     def tally(self, doubtful: Any) -> None:
         """Counts roundings and doubtful ones (bool [...]) into the certificate."""
@@ -315,12 +324,6 @@ class Backend:
     def bucket(self, length: int, limit: int) -> int:
         """The length to pad to, at most `limit`: `length` itself unless every new shape costs a compilation."""
         return length
-
-
-def in_order(run: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]) -> list[Any]:
-    """The arguments as `run` has them in its signature, without the tap."""
-    given = signature(run).bind(*arguments, **named).arguments.values() if named else arguments
-    return [argument for argument in given if not callable(argument)]
 
 
 def bucket_length(length: int, limit: int) -> int:

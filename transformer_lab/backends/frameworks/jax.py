@@ -5,7 +5,6 @@ each trace and call and nowhere else, so float32 and float64 live in one process
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from transformer_lab.backends.base import Backend, Implementation, bucket_length, in_order
+from transformer_lab.backends.base import Backend, Implementation, bucket_length
 from transformer_lab.backends.plain import manual
-from transformer_lab.backends.readings.exact import gradients as exact_gradients
 from transformer_lab.backends.readings.exact import operations as exact
 from transformer_lab.errors import UnavailableError
 from transformer_lab.paths import cache_folder
@@ -27,8 +25,7 @@ except ImportError as error:
     message = "The jax backend needs JAX, which is not installed. Run: pip install 'transformer_lab[jax]'"
     raise UnavailableError(message) from error
 
-
-RUN = 256  # elements of a mask among which one is looked for
+LOOKS = (16, 256)  # how many doubtful elements a program computes again, before it is as many as may be
 
 
 def split_linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
@@ -60,6 +57,64 @@ def split_unavailable(ops: Any) -> str | None:
     return None if ops.device == "cpu" else "the kernel is split for the cores of a CPU."
 
 
+class Phase:
+    """What is noted while a step is traced. indices: the elements that are computed again, or None the first time."""
+
+    def __init__(self, indices: Any = None) -> None:
+        self.indices, self.mask, self.found, self.judge = indices, None, None, None
+        self.at_once = 0
+        self.given: Any = ()
+
+
+class Step:
+    """A function of exact mode that is rounded at most once, as two compiled programs."""
+
+    def __init__(self, ops: Any, run: Callable[..., Any], structure: Any, fixed: Any, dynamic: list[bool]) -> None:
+        self.ops, self.at_once, self.judge = ops, 0, None
+
+        def traced(arrays: list[Any], indices: Any) -> tuple[Any, Phase]:
+            given = iter(arrays)
+            leaves = [next(given) if moving else leaf for leaf, moving in zip(fixed, dynamic, strict=True)]
+            arguments, options = jax.tree.unflatten(structure, leaves)
+            ops._phase = phase = Phase(indices)
+            try:
+                return run(ops, *arguments, **options), phase
+            finally:
+                ops._phase = None
+
+        def first(arrays: list[Any]) -> Any:
+            result, phase = traced(arrays, None)
+            self.at_once = phase.at_once
+            return result, phase.mask
+
+        def second(arrays: list[Any], indices: Any) -> Any:
+            _, phase = traced(arrays, indices)
+            self.judge = phase.judge
+            return phase.given if phase.judge is not None else phase.found
+
+        self.first, self.second = jax.jit(first), jax.jit(second)
+
+    def __call__(self, arrays: list[Any]) -> Any:
+        result, mask = self.first(arrays)
+        if mask is None:  # nothing is ever doubtful
+            return result
+        doubtful = np.flatnonzero(np.asarray(mask))
+        self.ops.certificate.add(self.ops.certificate.place, mask.size, len(doubtful))
+        if not len(doubtful):
+            return result
+        values = np.array(result).reshape(-1)
+        for first in range(0, len(doubtful), self.at_once):
+            places = doubtful[first : first + self.at_once]
+            count = next((size for size in LOOKS if len(places) <= size), self.at_once)
+            padded = np.concatenate([places, np.repeat(places[:1], count - len(places))])
+            found = self.second(arrays, jnp.asarray(padded))
+            if self.judge is not None:
+                found = self.judge(*(np.asarray(array)[: len(places)] for array in found))
+                found = np.asarray(self.ops.flush(self.ops.narrow(jnp.asarray(found))))
+            values[places] = np.asarray(found)[: len(places)]
+        return jax.device_put(values.reshape(result.shape), self.ops.jax_device)
+
+
 class JaxBackend(Backend):
     """JAX. device: "cpu", "cuda", "tpu", or what jax.devices(...) takes, with an optional number ("cuda:1")."""
 
@@ -68,6 +123,7 @@ class JaxBackend(Backend):
     in_place = False
     compiles = True
     fixed_threads = True
+    rounds_arithmetic = False
     steps_per_call = 16
     piece = 1 << 20
     implementations: ClassVar[Mapping[str, Mapping[str, Implementation]]] = {
@@ -90,9 +146,9 @@ class JaxBackend(Backend):
         if jax.config.jax_compilation_cache_dir is None:  # nobody chose one: a second run starts fast all the same
             jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        self._counts: list[tuple[str, Any]] = []  # what exact mode tallied in the trace that is running
-        self._counter: Any = None  # while exact mode is differentiated: see `_differentiable`
         self.wide = self.precision in ("float64", "exact")
+        self._steps: dict[Any, Step] = {}
+        self._phase: Phase | None = None  # while a step of exact mode is traced
         self.float_dtype: Any = np.dtype("float64" if self.precision == "float64" else "float32")
         self.index_dtype: Any = np.dtype(np.int32)
 
@@ -130,6 +186,9 @@ class JaxBackend(Backend):
             return jax.lax.dynamic_update_slice_in_dim(target, update, start[0], axis)
         return jax.vmap(one)(target, update, start)
 
+    def put(self, target: Any, index: Any, update: Any) -> Any:
+        return target.at[index].set(update)
+
     def scatter_add(self, target: Any, index: Any, update: Any) -> Any:
         return target.at[index].add(update)
 
@@ -141,27 +200,28 @@ class JaxBackend(Backend):
         return jax.lax.erfc(x)
 
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
-        def counted(*arguments: Any) -> Any:
-            result, found = self._tallied(lambda: function(*arguments))
-            counts: dict[str, Any] = {}
-            for place, count in found:
-                counts[place] = counts.get(place, 0) + count
-            return result, counts
-
-        compiled = jax.jit(counted, donate_argnums=donate)
+        if self.precision == "exact":
+            return self._in_scope(function)
+        compiled = jax.jit(function, donate_argnums=donate)
 
         @functools.wraps(function)
         def scoped(*arguments: Any) -> Any:
             begin, before = time.perf_counter(), compiled._cache_size()
             with self.scope():
-                result, counts = compiled(*arguments)
-            for place, count in counts.items():
-                self.certificate.add(place, *np.asarray(count).tolist())
+                result = compiled(*arguments)
             if compiled._cache_size() > before:
                 self.compile_seconds += time.perf_counter() - begin
             return result
 
         scoped.traces = compiled._cache_size  # type: ignore[attr-defined]  # how many shapes were compiled
+        return scoped
+
+    def _in_scope(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def scoped(*arguments: Any) -> Any:
+            with self.scope():
+                return function(*arguments)
+
         return scoped
 
     def uncompiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,8 +235,8 @@ class JaxBackend(Backend):
         return eager
 
     def narrow(self, x: Any) -> Any:
-        # Under jit, XLA drops a plain round trip through float32; this it keeps. But it takes for 0 what is half a step
-        # below the smallest normal number, and should be rounded up to it.
+        # In a program XLA drops a plain round trip through float32; this it keeps. But it takes for 0 what is half a
+        # step below the smallest normal number, and should be rounded up to it.
         size, smallest = jnp.abs(x), exact.SMALLEST_NORMAL
         x = jnp.where((size < smallest) & (size >= smallest * (1.0 - 2.0**-24)), jnp.sign(x) * smallest, x)
         return jax.lax.reduce_precision(x, 8, 23).astype(jnp.float32)
@@ -185,124 +245,44 @@ class JaxBackend(Backend):
         exponents = jnp.frexp(x)[1].astype(jnp.int64)
         return jax.lax.bitcast_convert_type((exponents + 1023) << 52, jnp.float64)
 
+    # Exact mode runs step by step. A step is a small program, compiled once for each shape; it gives its results and
+    # which of them are doubtful. Only if there are any, a second small program computes these again, so nothing calls
+    # back to the host from within, and JAX's cache on disk can keep both.
+
+    def step(self, run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if self._phase is not None:  # a step within a step
+            return run(self, *arguments, **options)
+        leaves, structure = jax.tree.flatten((arguments, options))
+        dynamic = [isinstance(leaf, jax.Array) for leaf in leaves]
+        fixed = tuple(None if moving else leaf for leaf, moving in zip(leaves, dynamic, strict=True))
+        key = (run, structure, fixed)
+        if key not in self._steps:
+            self._steps[key] = Step(self, run, structure, fixed, dynamic)
+        with self.scope():
+            return self._steps[key]([leaf for leaf, moving in zip(leaves, dynamic, strict=True) if moving])
+
     def patch(self, values: Any, mask: Any, again: Callable[[Any], Any], at_once: int) -> Any:
-        count = values.shape[0]
-        runs = -(-count // RUN)
-        size = min(at_once, runs)
-
-        def some(carry: Any) -> Any:
-            # To look for places in all of the mask is slow. So each round takes one place out of each of some runs.
-            values, mask, found = carry
-            (chosen,) = jnp.nonzero(found, size=size, fill_value=jnp.argmax(found))  # padded with the first of them
-            inside = mask[chosen]
-            place = jnp.argmax(inside, axis=1)
-            left = inside.at[jnp.arange(size), place].set(False)
-            places = chosen * RUN + place
-            values = values.at[places].set(again(places))
-            return values, mask.at[chosen].set(left), found.at[chosen].set(jnp.any(left, axis=1))
-
-        mask = jnp.pad(mask, (0, runs * RUN - count)).reshape(runs, RUN)
-        begin = values, mask, jnp.any(mask, axis=1)
-        return jax.lax.while_loop(lambda carry: jnp.any(carry[2]), some, begin)[0]
+        assert self._phase is not None, "exact mode on JAX rounds within steps"
+        self._phase.mask, self._phase.at_once = mask, at_once
+        if self._phase.indices is not None:
+            self._phase.found = again(self._phase.indices)
+        return values
 
     def on_host(self, function: Callable[..., np.ndarray], indices: Any, *arrays: Any) -> Any:
-        def called(indices: Any, *arrays: Any) -> np.ndarray:
-            # Indices are padded with one that is there already. The switch for 64-bit types is off in the thread that
-            # calls this; what comes and goes are float32 values and integers.
-            _, first, place = np.unique(np.asarray(indices), return_index=True, return_inverse=True)
-            return np.asarray(function(*(np.asarray(array)[first] for array in arrays)), np.float32)[place]
-
-        found = jax.pure_callback(called, jax.ShapeDtypeStruct(indices.shape, jnp.float32), indices, *arrays)
-        return found.astype(jnp.float64)
+        self._phase.judge = function
+        self._phase.given = arrays
+        return jnp.zeros(indices.shape)
 
     def tally(self, doubtful: Any) -> None:
-        count = jnp.stack([jnp.asarray(math.prod(doubtful.shape)), jnp.count_nonzero(doubtful)])
-        self._counts.append((self.certificate.place, count))
-
-    def _tallied(self, run: Callable[[], Any]) -> tuple[Any, list[tuple[str, Any]]]:
-        """(run(), what it tallied: (place, [roundings, doubtful]) each). Traced values must not outlive their trace, so
-        whoever begins a trace hands them out of it."""
-        before, self._counts = self._counts, []
-        try:
-            return run(), self._counts
-        finally:
-            self._counts = before
-
-    def with_gradient(self, run: Callable[..., Any], gradients: Callable[..., exact_gradients.Gradients]) -> Any:
-        def either(*arguments: Any, **named: Any) -> Any:
-            if self._counter is None:
-                return run(*arguments, **named)
-            inputs = in_order(run, arguments, named)
-            arrays = [x for x in inputs if not isinstance(x, (int, float))]
-            # What depends on a parameter is traced as the counter is. The rest must not come to depend on the counter.
-            learned = any(type(leaf) is type(self._counter) for leaf in jax.tree.leaves(arrays))
-            counter = self._counter if learned else jnp.zeros(2)
-            return self._differentiable(run, gradients, inputs[len(arrays) :])(counter, *arrays)
-
-        return either
-
-    def _differentiable(self, run: Callable[..., Any], gradients: Callable[..., Any], numbers: list[Any]) -> Any:
-        """(counter, arrays) -> run(*arrays, *numbers), with `gradients` for its derivative.
-
-        The counter has no influence; its "gradient" is what was tallied, forward and backward. So the sum over all
-        operations comes out of the differentiation by itself, as no other value may.
-        """
-        wanted: list[bool] = []
-
-        def total(found: list[tuple[str, Any]]) -> Any:
-            return sum((count for _, count in found), jnp.zeros(2)).astype(float)
-
-        def first(counter: Any, *primals: Any) -> Any:
-            arrays = jax.tree.map(lambda primal: primal.value, primals)
-            wanted[:] = [any(leaf.perturbed for leaf in jax.tree.leaves(primal)) for primal in primals]
-            y, found = self._tallied(lambda: run(*arrays, *numbers))
-            return y, (arrays, total(found))
-
-        def backward(kept: Any, g: Any) -> Any:
-            arrays, forward_total = kept
-
-            def asked() -> list[Any]:
-                found = zip(gradients(g, *arrays, *numbers), wanted, strict=False)
-                return [gradient() if asked else None for gradient, asked in found]
-
-            to_arrays, found = self._tallied(asked)
-            return forward_total + total(found), *to_arrays, *[None] * (len(arrays) - len(to_arrays))
-
-        function = jax.custom_vjp(lambda counter, *arrays: self._tallied(lambda: run(*arrays, *numbers))[0])
-        function.defvjp(first, backward, symbolic_zeros=True)
-        return function
+        """The step counts what it hands out."""
 
     def repeat(self, step: Callable[[Any, Any], Any], count: Any, carry: Any) -> Any:
+        if self.precision == "exact":
+            return super().repeat(step, count, carry)
         return jax.lax.fori_loop(0, count, step, carry)
 
     def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        both = self._exact_value_and_grad(function) if self.precision == "exact" else jax.value_and_grad(function)
-
-        @functools.wraps(function)
-        def scoped(*arguments: Any) -> Any:
-            with self.scope():
-                return both(*arguments)
-
-        return scoped
-
-    def _exact_value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        def counted(params_and_counter: Any, *arguments: Any) -> Any:
-            params, self._counter = params_and_counter
-            try:
-                return function(params, *arguments)
-            finally:
-                self._counter = None
-
-        def both(params: Any, *arguments: Any) -> tuple[Any, Any]:
-            value, (found, count) = jax.value_and_grad(counted)((params, jnp.zeros(2)), *arguments)
-            count = count.astype(int)
-            if isinstance(count, jax.core.Tracer):
-                self._counts.append((self.certificate.place, count))
-            else:
-                self.certificate.add(self.certificate.place, *count.tolist())
-            return value, jax.tree.map(functools.partial(exact.without_denormals, self), found)
-
-        return both
+        return self._in_scope(jax.value_and_grad(function))
 
     def bucket(self, length: int, limit: int) -> int:
         return bucket_length(length, limit)

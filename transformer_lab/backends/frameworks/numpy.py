@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from transformer_lab.backends.base import OPERATIONS, Backend, Implementation, in_order
+from transformer_lab.backends.base import OPERATIONS, Backend, Implementation
 from transformer_lab.backends.plain import gradients, manual
 from transformer_lab.backends.plain.error_function import erfc
-from transformer_lab.backends.readings import recording
-from transformer_lab.backends.readings.exact import gradients as exact_gradients
+from transformer_lab.backends.readings import recorded
+from transformer_lab.backends.readings.array import Readable
 from transformer_lab.backends.readings.exact import operations as exact
-from transformer_lab.backends.readings.recording import Recorded
+from transformer_lab.backends.readings.gradient_rules import CONSTANT, RULES
+from transformer_lab.backends.readings.recorded import Recorded, Tape
 from transformer_lab.errors import UnavailableError
 
 
@@ -143,7 +144,7 @@ def or_recorded(run: Callable[..., Any], differentiable: Callable[..., Any]) -> 
 
 
 class NumpyBackend(Backend):
-    """NumPy on the CPU. Gradients are ours: the operations run on recorded arrays (recording.py, gradients.py)."""
+    """NumPy on the CPU. Its gradients are by hand, on recorded arrays (readings/recorded.py, plain/gradients.py)."""
 
     name = "numpy"
     implementations: ClassVar = {
@@ -153,7 +154,7 @@ class NumpyBackend(Backend):
         "softmax": {"in_place": Implementation(softmax)},
         "attention": {"in_place": Implementation(attention)},
     }
-    xp = recording.recordable(array_namespace)
+    xp = Readable(array_namespace)
 
     def _bind(self, choice: str | Mapping[str, str]) -> dict[str, str]:
         """Beside each operation lies its version with a gradient by hand; with ops=manual the plain one, recorded."""
@@ -211,6 +212,8 @@ class NumpyBackend(Backend):
 
     def flush(self, x: Any) -> Any:
         small = np.abs(x) < exact.SMALLEST_NORMAL
+        if not isinstance(x, np.ndarray):  # one number
+            return np.where(small, np.float32(0.0), x)
         if small.any():  # several times as fast as `where`
             x[small] = 0.0
         return x
@@ -218,30 +221,8 @@ class NumpyBackend(Backend):
     def power_of_two_above(self, x: Any) -> Any:
         return np.ldexp(1.0, np.frexp(x)[1])
 
-    def with_gradient(self, run: Callable[..., Any], gradients: Callable[..., exact_gradients.Gradients]) -> Any:
-        def differentiable(*arguments: Any, **named: Any) -> Any:
-            inputs = in_order(run, arguments, named)
-            given, wanted = list(map(recording.plain, inputs)), [type(x) is Recorded for x in inputs]
-
-            def send(g: Any) -> list[Any]:
-                found = zip(gradients(g, *given), wanted, strict=False)
-                to_inputs = [gradient() if asked else None for gradient, asked in found]
-                return to_inputs + [None] * (len(inputs) - len(to_inputs))
-
-            return recording.record_together(run(*given), inputs, send)
-
-        return or_recorded(run, differentiable)
-
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         return function
 
     def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        both = recording.value_and_grad(function)
-        if self.precision != "exact":
-            return both
-
-        def exactly(*arguments: Any) -> tuple[Any, Any]:
-            value, found = both(*arguments)
-            return value, recording.mapped(partial(exact.without_denormals, self), found)
-
-        return exactly
+        return recorded.value_and_grad(function, lambda: Tape(array_namespace, RULES, CONSTANT, "The numpy backend"))

@@ -5,11 +5,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from transformer_lab.backends.base import Backend, Implementation, in_order
+from transformer_lab.backends.base import Backend, Implementation
 from transformer_lab.backends.frameworks import low_precision
 from transformer_lab.backends.plain import manual
-from transformer_lab.backends.readings.exact import gradients as exact_gradients
-from transformer_lab.backends.readings.exact import operations as exact
 from transformer_lab.errors import UnavailableError
 
 try:
@@ -61,22 +59,6 @@ class TrainableProduct(torch.autograd.Function):  # type: ignore[misc]
         rows, kernel = context.saved_tensors
         gradient = gradient.to(rows.dtype)
         return onednn_product(gradient, kernel.T).float(), onednn_product(rows.T, gradient).float(), None
-
-
-class WithGradient(torch.autograd.Function):  # type: ignore[misc]
-    """run(*inputs), with the derivative that `gradients` gives: see `Backend.with_gradient`."""
-
-    @staticmethod
-    def forward(context: Any, run: Any, gradients: Any, *inputs: Any) -> Any:
-        context.gradients, context.inputs = gradients, inputs
-        return run(*inputs)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(context: Any, g: Any) -> Any:
-        found = zip(context.gradients(g, *context.inputs), context.needs_input_grad[2:], strict=False)
-        to_inputs = [gradient() if asked else None for gradient, asked in found]
-        return None, None, *to_inputs, *[None] * (len(context.inputs) - len(to_inputs))
 
 
 def trainable_linear(x: Any, kernel: Any, bias: Any, dtype: Any) -> Any:
@@ -303,16 +285,6 @@ class TorchBackend(Backend):
         exponents = torch.frexp(x).exponent.to(torch.int64)
         return ((exponents + 1023) << 52).view(torch.float64)  # the bits of 2^exponent
 
-    def with_gradient(self, run: Callable[..., Any], gradients: Callable[..., exact_gradients.Gradients]) -> Any:
-        def either(*arguments: Any, **named: Any) -> Any:
-            if torch.is_grad_enabled():
-                inputs = in_order(run, arguments, named)
-                if any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs):
-                    return WithGradient.apply(run, gradients, *inputs)
-            return run(*arguments, **named)
-
-        return either
-
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         def eager(*arguments: Any) -> Any:
             with torch.no_grad():  # and not inference_mode, whose results cannot be trained any further
@@ -327,8 +299,6 @@ class TorchBackend(Backend):
                 leaves = [leaf.detach().requires_grad_() for leaf in leaves]
                 value = function(torch.utils._pytree.tree_unflatten(leaves, structure), *arguments)
                 gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-            if self.precision == "exact":
-                gradients = [exact.without_denormals(self, gradient) for gradient in gradients]
             return value.detach(), torch.utils._pytree.tree_unflatten(list(gradients), structure)
 
         return both

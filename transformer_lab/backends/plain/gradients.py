@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from transformer_lab.backends.plain import manual
-from transformer_lab.backends.readings.recording import Part, plain, record, record_together, refuse
+from transformer_lab.backends.readings.recorded import Part, Recorded, plain, record, record_together
 
 PIECE = 1 << 15  # elements: a few arrays of 128 KB lie in a second-level cache together
 QUERY_BLOCK = 128
@@ -359,4 +359,4 @@ def scatter_add(ops: Any, target: Any, index: Any, update: Any) -> Any:
 
 
 def slice_update(ops: Any, target: Any, update: Any, start: Any, axis: int) -> Any:
-    refuse("slice_update; train without a cache")
+    Recorded.refuse("slice_update; train without a cache")

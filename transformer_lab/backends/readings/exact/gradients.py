@@ -11,7 +11,7 @@ What lies between named points is one float64 computation with a bound, and deci
 (`rounding_gradients.py`). The formulas are those of `gradients.py`, the letters those of `manual.py`; r is the
 reciprocal of a norm's deviation.
 
-It knows nothing of how a backend differentiates: see `Backend.with_gradient`.
+It knows nothing of how they are put together: that is a tape's affair (`reading.py`).
 """
 
 import math
@@ -21,21 +21,11 @@ from typing import Any
 
 from transformer_lab.backends.plain.error_function import erfc
 from transformer_lab.backends.plain.manual import NEGATIVE_INFINITY, identity, visible_keys
+from transformer_lab.backends.readings.exact import algebra, rounding_gradients
 from transformer_lab.backends.readings.exact import operations as exact
-from transformer_lab.backends.readings.exact import rounding_gradients
 from transformer_lab.backends.readings.exact.operations import FEW, ExactKernel
 
 Gradients = tuple[Callable[[], Any], ...]
-
-
-def gradients_of(ops: Any, backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """One of the functions below, on a backend: a function of g and the operation's inputs."""
-
-    def gradients(g: Any, *inputs: Any) -> Gradients:
-        # g is a product or a sum that autograd made outside of the operations, so it may be a denormal or -0.
-        return backward(ops, exact.without_denormals(ops, g), *inputs)
-
-    return gradients
 
 
 # --- products and sums -----------------------------------------------------------------------------------------------
@@ -54,36 +44,16 @@ def linear(ops: Any, g: Any, x: Any, kernel: Any, bias: Any = None) -> Gradients
     return (
         to_x,
         lambda: exact.linear(ops, xp.permute_dims(rows, (1, 0)), g),
-        lambda: rounded_sum(ops, xp.permute_dims(ops.cast(g, xp.float64), (1, 0))),
+        lambda: algebra.rounded_sum(ops, xp.permute_dims(ops.cast(g, xp.float64), (1, 0))),
     )
 
 
-def rounded_sum(ops: Any, terms: Any) -> Any:
-    """round(sum over the last axis): terms [..., n], float64, each exact -> [...], in whatever order they stand."""
-    xp = ops.xp
-    count = terms.shape[-1]
-    rows = xp.reshape(exact.wide(ops, terms), (-1, count))
-    y = xp.sum(rows, axis=-1)
-    bound = xp.sum(xp.abs(rows), axis=-1) * (1.01 * count * exact.U)  # Higham 2002, section 4.2
-    found = exact.settle(ops, y, bound, lambda indices: exact.sum_to_odd(ops, xp.take(rows, indices, axis=0)))
-    return xp.reshape(found, terms.shape[:-1])
-
-
 def embed(ops: Any, g: Any, table: Any, ids: Any) -> Gradients:
-    """dtable[v] = round(sum of the rows of g whose id is v).
-
-    The sums are a product with the matrix that says which rows have the same id [n, n], so that each has a bound and a
-    second look; adding one row after the other would have an order.
-    """
-    xp = ops.xp
-    flat = xp.reshape(ids, (-1,))
+    """dtable[v] = round(sum of the rows of g whose id is v)."""
 
     def to_table() -> Any:
-        same = flat[:, None] == flat[None, :]
-        sums = exact.linear(ops, ops.cast(same, xp.float32), xp.reshape(g, (-1, g.shape[-1])))
-        places = xp.arange(flat.shape[0], device=ops.array_device)
-        repeated = xp.any(xp.logical_and(same, places[None, :] < places[:, None]), axis=1, keepdims=True)
-        return ops.scatter_add(ops.zeros(tuple(table.shape)), flat, xp.where(repeated, 0.0, sums))
+        rows = ops.xp.reshape(g, (-1, g.shape[-1]))
+        return algebra.add_rows(ops, table.shape[0], ops.xp.reshape(ids, (-1,)), rows)
 
     return (to_table,)
 
@@ -96,7 +66,7 @@ def rotary(ops: Any, g: Any, x: Any, cos: Any, sin: Any) -> Gradients:
     wide, upper = ops.cast(x, xp.float64), ops.cast(g, xp.float64)
 
     def over_heads(first: Any, second: Any) -> Any:
-        return rounded_sum(ops, xp.permute_dims(xp.concat([first, second], axis=1), (0, 2, 3, 1)))
+        return algebra.rounded_sum(ops, xp.permute_dims(xp.concat([first, second], axis=1), (0, 2, 3, 1)))
 
     x1, x2, g1, g2 = wide[..., :half], wide[..., half:], upper[..., :half], upper[..., half:]
     return (
@@ -136,6 +106,7 @@ def attention(
     )
 
 
+@exact.step
 def product(ops: Any, left: Any, right: Any, scale: float = 1.0) -> Any:
     """round(scale * left right) for M pairs of matrices: [M, R, I] and [M, I, C] -> [M, R, C]."""
     return exact.products(ops, left, exact.prepare_kernel(ops, ops.xp.matrix_transpose(right)), scale)
@@ -146,6 +117,7 @@ def softmax(ops: Any, g: Any, x: Any) -> Gradients:
     return (lambda: through_softmax(ops, exact.softmax(ops, x), g),)
 
 
+@exact.step
 def through_softmax(ops: Any, pattern: Any, g: Any) -> Any:
     """round(P (g - sum_D P g)) for float32 P and g [..., D]."""
     xp = ops.xp
@@ -165,29 +137,31 @@ def cross_entropy(ops: Any, g: Any, logits: Any, targets: Any) -> Gradients:
 
     For the target, softmax - 1 is written as minus the sum of the others, which does not cancel.
     """
+
+    return (lambda: _cross_entropy_to_logits(ops, g, logits, targets),)
+
+
+@exact.step
+def _cross_entropy_to_logits(ops: Any, g: Any, logits: Any, targets: Any) -> Any:
     xp = ops.xp
-
-    def to_logits() -> Any:
-        size = logits.shape[-1]
-        wide = ops.cast(logits, xp.float64)
-        below = wide - xp.max(wide, axis=-1, keepdims=True)
-        hit = xp.arange(size, dtype=targets.dtype, device=ops.array_device) == targets[..., None]
-        powers = xp.exp(below)
-        others = xp.where(hit, 0.0, powers)
-        rest = exact.exact_sum(ops, others)[..., None]
-        total = rest + xp.sum(powers - others, axis=-1, keepdims=True)
-        upper = ops.cast(g, xp.float64)[..., None]
-        y = upper * xp.where(hit, -rest, powers) / total
-        # exp passes an error of its argument on as a relative one: that of the largest among the others, for their sum.
-        # The errors of smaller ones weigh less: at most the logarithm of their number, which is below FEW.
-        largest = xp.max(xp.where(hit, NEGATIVE_INFINITY, below), axis=-1, keepdims=True)
-        depth = xp.clip(-xp.where(hit, largest, below), None, 750.0)
-        bound = xp.abs(y) * ((3.0 * FEW + depth) * exact.U)
-        return exact.settle(
-            ops, y, bound, _again(ops, rounding_gradients.cross_entropy, [logits], [g, targets]), exact.AT_ONCE_ON_HOST
-        )
-
-    return (to_logits,)
+    size = logits.shape[-1]
+    wide = ops.cast(logits, xp.float64)
+    below = wide - xp.max(wide, axis=-1, keepdims=True)
+    hit = xp.arange(size, dtype=targets.dtype, device=ops.array_device) == targets[..., None]
+    powers = xp.exp(below)
+    others = xp.where(hit, 0.0, powers)
+    rest = exact.exact_sum(ops, others)[..., None]
+    total = rest + xp.sum(powers - others, axis=-1, keepdims=True)
+    upper = ops.cast(g, xp.float64)[..., None]
+    y = upper * xp.where(hit, -rest, powers) / total
+    # exp passes an error of its argument on as a relative one: that of the largest among the others, for their sum.
+    # The errors of smaller ones weigh less: at most the logarithm of their number, which is below FEW.
+    largest = xp.max(xp.where(hit, NEGATIVE_INFINITY, below), axis=-1, keepdims=True)
+    depth = xp.clip(-xp.where(hit, largest, below), None, 750.0)
+    bound = xp.abs(y) * ((3.0 * FEW + depth) * exact.U)
+    return exact.settle(
+        ops, y, bound, _again(ops, rounding_gradients.cross_entropy, [logits], [g, targets]), exact.AT_ONCE_ON_HOST
+    )
 
 
 # --- norms -----------------------------------------------------------------------------------------------------------
@@ -199,24 +173,27 @@ def layer_norm(ops: Any, g: Any, x: Any, weight: Any, bias: Any, epsilon: float)
     dw = round(sum over the rows of g N), where N = round(n) is a named point; db = round(sum over the rows of g).
     """
     xp = ops.xp
-    size = x.shape[-1]
-
-    def to_x() -> Any:
-        wide, h = ops.cast(x, xp.float64), ops.cast(g, xp.float64) * ops.cast(weight, xp.float64)
-        mean = exact.exact_sum(ops, wide)[..., None] / size
-        centred = wide - mean
-        r = 1.0 / xp.sqrt(xp.sum(centred * centred, axis=-1, keepdims=True) / size + epsilon)
-        moved = xp.abs(mean) * r * (8.0 * exact.U)
-        mean_h = exact.exact_sum(ops, h)[..., None] / size
-        y, bound = _through_norm(ops, h, centred * r, r, mean_h, moved)
-        judge = partial(rounding_gradients.layer_norm, epsilon=epsilon)
-        return exact.settle(ops, y, bound, _again(ops, judge, [x, g], vectors=[weight]), exact.AT_ONCE_ON_HOST)
 
     return (
-        to_x,
+        lambda: _layer_norm_to_x(ops, g, x, weight, epsilon),
         lambda: _over_rows(ops, g, exact.layer_norm(ops, x, xp.ones_like(weight), xp.zeros_like(bias), epsilon)),
         lambda: _over_rows(ops, g),
     )
+
+
+@exact.step
+def _layer_norm_to_x(ops: Any, g: Any, x: Any, weight: Any, epsilon: float) -> Any:
+    xp = ops.xp
+    size = x.shape[-1]
+    wide, h = ops.cast(x, xp.float64), ops.cast(g, xp.float64) * ops.cast(weight, xp.float64)
+    mean = exact.exact_sum(ops, wide)[..., None] / size
+    centred = wide - mean
+    r = 1.0 / xp.sqrt(xp.sum(centred * centred, axis=-1, keepdims=True) / size + epsilon)
+    moved = xp.abs(mean) * r * (8.0 * exact.U)
+    mean_h = exact.exact_sum(ops, h)[..., None] / size
+    y, bound = _through_norm(ops, h, centred * r, r, mean_h, moved)
+    judge = partial(rounding_gradients.layer_norm, epsilon=epsilon)
+    return exact.settle(ops, y, bound, _again(ops, judge, [x, g], vectors=[weight]), exact.AT_ONCE_ON_HOST)
 
 
 def rms_norm(ops: Any, g: Any, x: Any, weight: Any, epsilon: float) -> Gradients:
@@ -226,14 +203,19 @@ def rms_norm(ops: Any, g: Any, x: Any, weight: Any, epsilon: float) -> Gradients
     """
     xp = ops.xp
 
-    def to_x() -> Any:
-        wide, h = ops.cast(x, xp.float64), ops.cast(g, xp.float64) * ops.cast(weight, xp.float64)
-        r = 1.0 / xp.sqrt(xp.sum(wide * wide, axis=-1, keepdims=True) / x.shape[-1] + epsilon)
-        y, bound = _through_norm(ops, h, wide * r, r, 0.0, 0.0)
-        judge = partial(rounding_gradients.rms_norm, epsilon=epsilon)
-        return exact.settle(ops, y, bound, _again(ops, judge, [x, g], vectors=[weight]), exact.AT_ONCE_ON_HOST)
+    return lambda: _rms_norm_to_x(ops, g, x, weight, epsilon), lambda: _over_rows(
+        ops, g, exact.rms_norm(ops, x, xp.ones_like(weight), epsilon)
+    )
 
-    return to_x, lambda: _over_rows(ops, g, exact.rms_norm(ops, x, xp.ones_like(weight), epsilon))
+
+@exact.step
+def _rms_norm_to_x(ops: Any, g: Any, x: Any, weight: Any, epsilon: float) -> Any:
+    xp = ops.xp
+    wide, h = ops.cast(x, xp.float64), ops.cast(g, xp.float64) * ops.cast(weight, xp.float64)
+    r = 1.0 / xp.sqrt(xp.sum(wide * wide, axis=-1, keepdims=True) / x.shape[-1] + epsilon)
+    y, bound = _through_norm(ops, h, wide * r, r, 0.0, 0.0)
+    judge = partial(rounding_gradients.rms_norm, epsilon=epsilon)
+    return exact.settle(ops, y, bound, _again(ops, judge, [x, g], vectors=[weight]), exact.AT_ONCE_ON_HOST)
 
 
 def _through_norm(ops: Any, h: Any, n: Any, r: Any, mean_h: Any, moved: Any) -> tuple[Any, Any]:
@@ -264,7 +246,7 @@ def _over_rows(ops: Any, g: Any, n: Any = None) -> Any:
     terms = ops.cast(g, xp.float64)
     if n is not None:
         terms = terms * ops.cast(n, xp.float64)
-    return rounded_sum(ops, xp.permute_dims(xp.reshape(terms, (-1, g.shape[-1])), (1, 0)))
+    return algebra.rounded_sum(ops, xp.permute_dims(xp.reshape(terms, (-1, g.shape[-1])), (1, 0)))
 
 
 # --- activations -----------------------------------------------------------------------------------------------------
@@ -277,50 +259,56 @@ def relu(ops: Any, g: Any, x: Any) -> Gradients:
 
 def silu(ops: Any, g: Any, x: Any) -> Gradients:
     """dx = round(g (s + x s (1 - s))), s = 1 / (1 + exp(-x))."""
+
+    return (lambda: _silu_to_x(ops, g, x),)
+
+
+@exact.step
+def _silu_to_x(ops: Any, g: Any, x: Any) -> Any:
     xp = ops.xp
-
-    def to_x() -> Any:
-        wide = ops.cast(x, xp.float64)
-        power = xp.exp(xp.clip(-wide, None, 700.0))
-        s = 1.0 / (1.0 + power)
-        return _times_slope(ops, rounding_gradients.silu, g, x, s, wide * s * (power * s), FEW)
-
-    return (to_x,)
+    wide = ops.cast(x, xp.float64)
+    power = xp.exp(xp.clip(-wide, None, 700.0))
+    s = 1.0 / (1.0 + power)
+    return _times_slope(ops, rounding_gradients.silu, g, x, s, wide * s * (power * s), FEW)
 
 
 def gelu_tanh(ops: Any, g: Any, x: Any) -> Gradients:
     """dx = round(g (s + x s (1 - s) 2 c (1 + 3 * 0.044715 x^2))), s = 1 / (1 + exp(-2 z)), c = sqrt(2 / pi) and
     z = c (x + 0.044715 x^3)."""
+
+    return (lambda: _gelu_tanh_to_x(ops, g, x),)
+
+
+@exact.step
+def _gelu_tanh_to_x(ops: Any, g: Any, x: Any) -> Any:
     xp = ops.xp
     twice = 2.0 * math.sqrt(2.0 / math.pi)
-
-    def to_x() -> Any:
-        wide = ops.cast(x, xp.float64)
-        square = wide * wide
-        exponent = xp.clip(-twice * (wide + 0.044715 * (square * wide)), None, 700.0)
-        power = xp.exp(exponent)
-        s = 1.0 / (1.0 + power)
-        lean = wide * s * (power * s) * (twice * (1.0 + 3.0 * 0.044715 * square))
-        # The exponent is off by 8 U of itself, and so is the power as a whole; far below 0 it is lost beside 1.
-        off = FEW + 16.0 * xp.clip(xp.abs(exponent), None, 750.0)
-        return _times_slope(ops, rounding_gradients.gelu_tanh, g, x, s, lean, off)
-
-    return (to_x,)
+    wide = ops.cast(x, xp.float64)
+    square = wide * wide
+    exponent = xp.clip(-twice * (wide + 0.044715 * (square * wide)), None, 700.0)
+    power = xp.exp(exponent)
+    s = 1.0 / (1.0 + power)
+    lean = wide * s * (power * s) * (twice * (1.0 + 3.0 * 0.044715 * square))
+    # The exponent is off by 8 U of itself, and so is the power as a whole; far below 0 it is lost beside 1.
+    off = FEW + 16.0 * xp.clip(xp.abs(exponent), None, 750.0)
+    return _times_slope(ops, rounding_gradients.gelu_tanh, g, x, s, lean, off)
 
 
 def gelu_erf(ops: Any, g: Any, x: Any) -> Gradients:
     """dx = round(g (F(x) + x f(x))), F the normal distribution and f its density."""
+
+    return (lambda: _gelu_erf_to_x(ops, g, x),)
+
+
+@exact.step
+def _gelu_erf_to_x(ops: Any, g: Any, x: Any) -> Any:
     xp = ops.xp
-
-    def to_x() -> Any:
-        wide = ops.cast(x, xp.float64)
-        square = wide * wide  # exact
-        distribution = 0.5 * erfc(xp, wide * -math.sqrt(0.5))
-        density = xp.exp(-0.5 * square) / math.sqrt(2.0 * math.pi)
-        off = 2.0 * FEW + 8.0 * xp.clip(square, None, 1500.0)
-        return _times_slope(ops, rounding_gradients.gelu_erf, g, x, distribution, wide * density, off)
-
-    return (to_x,)
+    wide = ops.cast(x, xp.float64)
+    square = wide * wide  # exact
+    distribution = 0.5 * erfc(xp, wide * -math.sqrt(0.5))
+    density = xp.exp(-0.5 * square) / math.sqrt(2.0 * math.pi)
+    off = 2.0 * FEW + 8.0 * xp.clip(square, None, 1500.0)
+    return _times_slope(ops, rounding_gradients.gelu_erf, g, x, distribution, wide * density, off)
 
 
 def _times_slope(ops: Any, judge: Callable[..., Any], g: Any, x: Any, first: Any, second: Any, off: Any) -> Any:

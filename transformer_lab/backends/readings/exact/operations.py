@@ -13,13 +13,15 @@ The letters are those of `manual.py`, and U is the unit of float64's relative ro
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from transformer_lab.backends.plain.error_function import erfc
 from transformer_lab.backends.plain.manual import NEGATIVE_INFINITY, embed, identity, relu, visible_keys
 from transformer_lab.backends.readings.exact import rounding
+from transformer_lab.errors import ConfigurationError
 
 __all__ = ["embed", "relu"]  # exact as they are: nothing is rounded
 
@@ -33,6 +35,21 @@ AT_ONCE_ON_HOST = 16  # elements that a compiled program asks the host for at a 
 PART = 512  # terms of a product whose sum is left to the library
 QUERY_BLOCK = 128
 COMPILED_BLOCKS = 4  # at most: each is compiled, and four already leave out three eighths of the hidden scores
+
+
+def refuse(what: str, instead: str) -> NoReturn:
+    message = f"Exact mode does not offer {what}: its bits would depend on the framework. Use {instead}."
+    raise ConfigurationError(message)
+
+
+def step(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is rounded once: a backend may compile it as one program (`Backend.step`)."""
+
+    @wraps(run)
+    def stepped(ops: Any, *arguments: Any, **options: Any) -> Any:
+        return ops.step(run, *arguments, **options)
+
+    return stepped
 
 
 def settle(ops: Any, y: Any, bound: Any, again: Callable[[Any], Any], at_once: int = 128) -> Any:
@@ -155,17 +172,19 @@ def unpack_kernel(ops: Any, kernel: ExactKernel) -> np.ndarray:
     return np.asarray(ops.to_numpy(kernel.columns), np.float32).T
 
 
+@step
 def linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     """round(x kernel + bias): [..., in] -> [..., out]."""
     xp = ops.xp
     if not isinstance(kernel, ExactKernel):
         kernel = prepare_kernel(ops, xp.permute_dims(kernel, (1, 0)))
-    rows = without_denormals(ops, x)  # x may be a product that was made outside, as in a gated network
+    rows = without_denormals(ops, x)  # only a direct caller's may hold denormals
     rows = xp.reshape(rows, (1, -1, x.shape[-1]))
     y = products(ops, rows, ExactKernel(*(part[None, ...] for part in kernel)), bias=bias)
     return xp.reshape(y, (*x.shape[:-1], y.shape[-1]))
 
 
+@step
 def products(
     ops: Any, left: Any, right: ExactKernel, scale: float = 1.0, bias: Any = None, outputs: int | None = None
 ) -> Any:
@@ -253,6 +272,7 @@ def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: flo
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=2)
 
 
+@step
 def rotary(ops: Any, x: Any, cos: Any, sin: Any) -> Any:
     """Products of two float32 are exact in float64, so one sum is rounded, and it as IEEE asks: nothing is doubtful."""
     xp = ops.xp
@@ -266,6 +286,7 @@ def rotary(ops: Any, x: Any, cos: Any, sin: Any) -> Any:
 # --- norms, softmax, activations -------------------------------------------------------------------------------------
 
 
+@step
 def layer_norm(ops: Any, x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
     """Shapes as in `manual.layer_norm`; the result alone is rounded."""
     xp = ops.xp
@@ -289,6 +310,7 @@ def layer_norm(ops: Any, x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
     return _row_by_row(ops, x, estimate, rounding.layer_norm, [weight, bias], epsilon)
 
 
+@step
 def rms_norm(ops: Any, x: Any, weight: Any, epsilon: float) -> Any:
     """Shapes as in `manual.rms_norm`; the result alone is rounded."""
     xp = ops.xp
@@ -302,6 +324,7 @@ def rms_norm(ops: Any, x: Any, weight: Any, epsilon: float) -> Any:
     return _row_by_row(ops, x, estimate, rounding.rms_norm, [weight], epsilon)
 
 
+@step
 def softmax(ops: Any, x: Any) -> Any:
     """Over the last axis."""
     xp = ops.xp
@@ -324,6 +347,12 @@ def cross_entropy(ops: Any, logits: Any, targets: Any) -> Any:
     """-log softmax(logits)[target], rounded: [..., V], [...] -> [...]."""
     xp = ops.xp
     rows, goals = xp.reshape(logits, (-1, logits.shape[-1])), xp.reshape(targets, (-1,))
+    return xp.reshape(_losses(ops, rows, goals), targets.shape)
+
+
+@step
+def _losses(ops: Any, rows: Any, goals: Any) -> Any:
+    xp = ops.xp
 
     def estimate(some: slice) -> tuple[Any, Any]:
         wide = _wide(ops, rows[some, :])
@@ -338,7 +367,7 @@ def cross_entropy(ops: Any, logits: Any, targets: Any) -> Any:
         taken = (xp.take(rows, indices, axis=0), xp.take(goals, indices))
         return ops.on_host(rounding.cross_entropy, indices, *taken)
 
-    return settle_pieces(ops, targets.shape, row_pieces(ops, *rows.shape), estimate, again, AT_ONCE_ON_HOST)
+    return settle_pieces(ops, goals.shape, row_pieces(ops, *rows.shape), estimate, again, AT_ONCE_ON_HOST)
 
 
 def _row_by_row(
@@ -374,7 +403,7 @@ def _wide(ops: Any, x: Any) -> Any:
     return ops.xp.astype(x, ops.xp.float64, copy=True)
 
 
-def _elementwise(ops: Any, x: Any, estimate: Callable[[Any], tuple[Any, Any]], judge: Callable[..., Any]) -> Any:
+def elementwise(ops: Any, x: Any, estimate: Callable[[Any], tuple[Any, Any]], judge: Callable[..., Any]) -> Any:
     """A function of single elements that is rounded once. estimate(x [n] in float64) -> (y, bound) [n]."""
     flat = ops.xp.reshape(x, (-1,))
 
@@ -387,6 +416,7 @@ def _elementwise(ops: Any, x: Any, estimate: Callable[[Any], tuple[Any, Any]], j
     return settle_pieces(ops, x.shape, row_pieces(ops, flat.shape[0], 1), piece, again, AT_ONCE_ON_HOST)
 
 
+@step
 def gelu_tanh(ops: Any, x: Any) -> Any:
     """x / (1 + exp(-2 z)), rounded; see `manual.gelu_tanh`."""
     xp = ops.xp
@@ -408,9 +438,10 @@ def gelu_tanh(ops: Any, x: Any) -> Any:
         bound *= xp.abs(y)
         return y, bound
 
-    return _elementwise(ops, x, estimate, rounding.gelu_tanh)
+    return elementwise(ops, x, estimate, rounding.gelu_tanh)
 
 
+@step
 def gelu_erf(ops: Any, x: Any) -> Any:
     """0.5 x erfc(-x / sqrt 2), rounded. erfc is ours everywhere: its error is known."""
     xp = ops.xp
@@ -419,9 +450,10 @@ def gelu_erf(ops: Any, x: Any) -> Any:
         y = 0.5 * x * erfc(xp, x * -math.sqrt(0.5))
         return y, xp.abs(y) * ((2.0 * FEW + 8.0 * xp.clip(x * x, None, 1500.0)) * U)
 
-    return _elementwise(ops, x, estimate, rounding.gelu_erf)
+    return elementwise(ops, x, estimate, rounding.gelu_erf)
 
 
+@step
 def silu(ops: Any, x: Any) -> Any:
     """x / (1 + exp(-x)), rounded."""
     xp = ops.xp
@@ -430,4 +462,4 @@ def silu(ops: Any, x: Any) -> Any:
         y = x / (1.0 + xp.exp(xp.clip(-x, None, 700.0)))
         return y, xp.abs(y) * (FEW * U)
 
-    return _elementwise(ops, x, estimate, rounding.silu)
+    return elementwise(ops, x, estimate, rounding.silu)

@@ -7,6 +7,7 @@ rounds once, to float32. Inputs are float64 arrays that hold float32 values. Ret
 import math
 from collections.abc import Callable, Iterable
 from decimal import Decimal, localcontext
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,28 @@ def each(compute: Callable[..., Decimal], *arrays: Any, digits: int = DIGITS) ->
         context.prec = digits
         context.Emin, context.Emax = -999999, 999999
         return np.array([to_float32(compute(*elements)) for elements in zip(*arrays, strict=True)], np.float64)
+
+
+def each_fraction(compute: Callable[..., Fraction], *arrays: Any) -> Any:
+    """The same in fractions, without any rounding before the last."""
+    return np.array([fraction_to_float32(compute(*elements)) for elements in zip(*arrays, strict=True)], np.float64)
+
+
+def fraction_to_float32(value: Fraction) -> float:
+    """The float32 nearest to a fraction, ties to even, as a Python float."""
+    nearest = np.float32(_float(value))
+    if not np.isfinite(nearest):
+        return float(nearest)
+    near = [np.nextafter(nearest, np.float32(-np.inf)), nearest, np.nextafter(nearest, np.float32(np.inf))]
+    finite = [float(candidate) for candidate in near if np.isfinite(candidate)]
+    return min(finite, key=lambda x: (abs(Fraction(x) - value), int(np.float32(x).view(np.uint32)) & 1))
+
+
+def _float(value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def decimals(row: Iterable[float]) -> list[Decimal]:
@@ -129,3 +152,124 @@ def gelu_erf(x: Any) -> Any:
             return exact * (1 + 2 * total / pi(context.prec).sqrt()) / 2
 
     return each(compute, x)
+
+
+# --- elementary functions of single elements -------------------------------------------------------------------------
+
+
+def exp(x: Any) -> Any:
+    return each(lambda value: Decimal(float(value)).exp(), x)
+
+
+def expm1(x: Any) -> Any:
+    return each(lambda value: Decimal(float(value)).exp() - 1, x, digits=2 * DIGITS + 20)  # it cancels near 0
+
+
+def log(x: Any) -> Any:
+    return each(lambda value: Decimal(float(value)).ln(), x)
+
+
+def log2(x: Any) -> Any:
+    return each(lambda value: Decimal(float(value)).ln() / Decimal(2).ln(), x)
+
+
+def log1p(x: Any) -> Any:
+    """1 + x is exact with these digits: the smallest float32 that counts is 2^-126."""
+    return each(lambda value: (1 + Decimal(float(value))).ln(), x, digits=200)
+
+
+def tanh(x: Any) -> Any:
+    def compute(value: Any) -> Decimal:
+        power = (-2 * abs(Decimal(float(value)))).exp()
+        return ((1 - power) / (1 + power)).copy_sign(Decimal(float(value)))
+
+    return each(compute, x, digits=2 * DIGITS + 20)
+
+
+def sigmoid(x: Any) -> Any:
+    return each(lambda value: 1 / (1 + (-Decimal(float(value))).exp()), x)
+
+
+def sin(x: Any) -> Any:
+    return each(lambda value: _circular(value, 1), x, digits=120)
+
+
+def cos(x: Any) -> Any:
+    return each(lambda value: _circular(value, 0), x, digits=120)
+
+
+def _circular(value: Any, first: int) -> Decimal:
+    """The series of the sine (first = 1) or the cosine (0), after whole turns are taken off."""
+    turn = 2 * pi(120)
+    rest = Decimal(float(value)).remainder_near(turn)
+    term = total = rest if first else Decimal(1)
+    k = first
+    while abs(term) > Decimal(10) ** -110:
+        term = -term * rest * rest / ((k + 1) * (k + 2))
+        total += term
+        k += 2
+    return total
+
+
+def erfc(x: Any) -> Any:
+    """1 - erf(x) from the series of erf, with more digits than cancel."""
+
+    def compute(value: Any) -> Decimal:
+        exact = Decimal(float(value))
+        if abs(exact) > 14:  # below every float32 that counts, or within 1e-80 of 2
+            return Decimal(0) if exact > 0 else Decimal(2)
+        with localcontext() as context:
+            context.prec = DIGITS + 2 * int(exact * exact) + 20
+            term = total = exact
+            k = 0
+            while abs(term) > Decimal(10) ** -(context.prec + 5):
+                k += 1
+                term = -term * exact * exact / k
+                total += term / (2 * k + 1)
+            return 1 - 2 * total / pi(context.prec).sqrt()
+
+    return each(compute, x)
+
+
+def power(bases: Any, powers: Any) -> Any:
+    def compute(base: Any, power: Any) -> Decimal:
+        size, exponent = abs(Decimal(float(base))), Decimal(float(power))
+        value = (exponent * size.ln()).exp()
+        return -value if base < 0 and int(exponent) % 2 else value
+
+    return each(compute, bases, powers, digits=2 * DIGITS + 20)
+
+
+# --- sums and products of rows ---------------------------------------------------------------------------------------
+
+
+def fractions(row: Iterable[float]) -> list[Fraction]:
+    return [Fraction(float(value)) for value in row]
+
+
+def mean(rows: Any) -> Any:
+    return each_fraction(lambda row: sum(fractions(row), Fraction(0)) / len(row), rows)
+
+
+def variance(rows: Any, correction: float = 0.0) -> Any:
+    def compute(row: Any) -> Fraction:
+        values = fractions(row)
+        centre = sum(values, Fraction(0)) / len(values)
+        return sum(((value - centre) ** 2 for value in values), Fraction(0)) / (len(values) - Fraction(correction))
+
+    return each_fraction(compute, rows)
+
+
+def product(rows: Any) -> Any:
+    return each_fraction(lambda row: math.prod(fractions(row), start=Fraction(1)), rows)
+
+
+def prefix(rows: Any, places: Any) -> Any:
+    return each_fraction(lambda row, place: sum(fractions(row[: int(place) + 1]), Fraction(0)), rows, places)
+
+
+def logsumexp(rows: Any) -> Any:
+    def compute(row: Any) -> Decimal:
+        return sum((Decimal(float(value)).exp() for value in row if value != -math.inf), ZERO).ln()
+
+    return each(compute, rows, digits=2 * DIGITS + 20)
