@@ -16,24 +16,11 @@ import numpy as np
 
 from transformer_lab.backends.frameworks import low_precision
 from transformer_lab.backends.plain import manual
+from transformer_lab.backends.plain.manual import OPERATIONS
 from transformer_lab.backends.readings.exact import operations as exact
 from transformer_lab.backends.readings.exact.reading import ExactReading
 from transformer_lab.errors import ConfigurationError
 
-OPERATIONS = (
-    "linear",
-    "embed",
-    "layer_norm",
-    "rms_norm",
-    "gelu_tanh",
-    "gelu_erf",
-    "relu",
-    "silu",
-    "softmax",
-    "rotary",
-    "attention",
-    "cross_entropy",
-)
 BUCKETS = (64, 128, 256, 384, 512, 768, 1024)  # then every multiple of 1024
 
 
@@ -218,6 +205,10 @@ class Backend(metaclass=ReadBackend):
     def zeros(self, shape: tuple[int, ...]) -> Any:
         """A fresh array of float_dtype."""
         return self.xp.zeros(shape, dtype=self.float_dtype, device=self.array_device)
+
+    def turn_table(self, table: Mapping[str, np.ndarray], angles: np.ndarray) -> dict[str, Any]:
+        """{"cos", "sin"} of rotary positions, float64 on the host, as arrays here. angles: what they are of."""
+        return {name: self.asarray(values) for name, values in table.items()}
 
     def wait(self, x: Any) -> Any:
         """Returns x when it is computed."""

@@ -16,16 +16,18 @@ import numpy as np
 from transformer_lab.comparison.judging.continuations import continuations, greedy
 from transformer_lab.comparison.judging.exactness import GRADIENT, Exactness
 from transformer_lab.comparison.judging.examination import examine
-from transformer_lab.comparison.judging.gradients import compare_gradients
+from transformer_lab.comparison.judging.gradients import TrueGradients, compare_gradients, wrong_loss
+from transformer_lab.comparison.judging.logits import agreement_of
 from transformer_lab.comparison.judging.spool import Spool
 from transformer_lab.comparison.judging.sweeps import require_known, sweep
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.comparison.participants.participant import Participant
 from transformer_lab.comparison.reporting.report import Part, Report, report_of
-from transformer_lab.errors import ConfigurationError
-from transformer_lab.language_model import Prompt, load_model, several_prompts
+from transformer_lab.errors import ConfigurationError, LabError
+from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
 
 Progress = Callable[[str, int, int], None]
+LONGEST_GRADIENT = 32  # tokens: a backward pass keeps every score of every layer
 
 
 def compare(
@@ -37,7 +39,7 @@ def compare(
     ops: Any = "fused",
     participants: Sequence[Participant] = (),
     exact: bool = True,
-    gradients: bool = False,
+    gradients: bool = True,
     sweeps: Sequence[str] = (),
     new_tokens: int = 32,
     runs: int = 2,
@@ -50,10 +52,10 @@ def compare(
     context. backends: names under conf/backend, or Backend objects that are built (precision and ops are then theirs).
     participants: others, see `participant.py`.
     exact: also run the backends that were given by name in exact mode, where all must be equal bit for bit.
-    gradients: of the loss of the first prompt, on backends that train; in exact mode they must be equal, too. sweeps:
-    names out of `sweeps.SWEEPS`, on the first prompt. new_tokens: how far each backend continues the prompts, `runs`
-    times; no further than the context goes. options: further arguments of load_model (revision, weights, seed, ffn,
-    device).
+    gradients: of the loss of the first LONGEST_GRADIENT tokens of the first prompt, on backends that train; in exact mode
+    they must be equal, too. sweeps: names out of `sweeps.SWEEPS`, on the first prompt. new_tokens: how far each backend
+    continues the prompts, `runs` times; no further than the context goes. options: further arguments of load_model
+    (revision, weights, seed, ffn, device).
     progress(what, done, total) is called on the way.
 
     Raises ConfigurationError, InputFileError or UnavailableError; each says in words what to do.
@@ -79,6 +81,13 @@ def compare(
         ours += [(backend, "exact") for backend in backends if isinstance(backend, str)]
     total = len(ours) + len(participants)
     parts: list[Part] = []
+    true_gradients: list[TrueGradients] = []
+    detached: list[str] = []
+    if gradients and len(ids[0]) > 1:
+        if progress:
+            progress("gradients of the truth", 0, total)
+        true_gradients.append(TrueGradients(true_model, ids[0][: LONGEST_GRADIENT + 1]))
+        detached = true_gradients[0].detached()
 
     def own_part(backend: Any, wanted: str, folder: Path, bits: Exactness) -> Part:
         """All about one of our models, which is forgotten with this call."""
@@ -103,7 +112,7 @@ def compare(
             bits.certificate[own.name] = part.examination.certificate
         if new_tokens and wanted == precision:  # and not only to see that exact mode is the same everywhere
             part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs)
-        if gradients and len(ids[0]) > 1 and (exactly or wanted == precision):
+        if true_gradients and (exactly or wanted == precision):
 
             def look_on_gradient(name: str, gradient: np.ndarray) -> None:
                 if exactly:
@@ -111,8 +120,10 @@ def compare(
 
             # Beside another precision, exact mode answers one question alone: are the gradients the same everywhere?
             part.gradients = compare_gradients(
-                model, true_model, own.name, ids[0], look_on_gradient, operations=wanted == precision
+                model, true_gradients[0], own.name, look_on_gradient, steps=wanted == precision
             )
+        if len(ids[0]) > 1:
+            part.loss = wrong_loss(model, own.name, ids[0])
         again = partial(load_model, source, backend, **{"precision": wanted, "ops": ops, **chosen})
         load = again if isinstance(backend, str) else None
         part.sweeps = list(sweep(sweeps, model, own.name, load, truth, ids[0], plain))
@@ -129,7 +140,27 @@ def compare(
     if progress:
         progress("report", total, total)
     texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
-    return report_of(true_model, precision, texts, ids, parts, bits, time.perf_counter() - begin)
+    sound_kl = {
+        part.examination.precision: kl
+        for part in parts
+        if part.examination.unjudged() is not None
+        and (kl := _sound_kl(source, part.examination.precision, true_model, ids, chosen)) is not None
+    }
+    seconds = time.perf_counter() - begin
+    return report_of(true_model, precision, texts, ids, parts, bits, detached, sound_kl, seconds)
+
+
+def _sound_kl(
+    source: Any, precision: str, truth: LanguageModel, prompts: Sequence[np.ndarray], options: Mapping[str, Any]
+) -> float | None:
+    """The largest KL divergence of the logits of a run of ours in this precision from the truth's, in nats."""
+    for backend in ("numpy", "torch", "jax"):
+        try:
+            model = load_model(source, backend, precision, **options)
+        except LabError:
+            continue
+        return max(agreement_of(model.logits(ids)[0], truth.logits(ids)[0]).kl_from_truth for ids in prompts)
+    return None
 
 
 def _unused(name: str, parts: Sequence[Part]) -> str:

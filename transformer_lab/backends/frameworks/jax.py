@@ -61,16 +61,20 @@ class Phase:
     """What is noted while a step is traced. indices: the elements that are computed again, or None the first time."""
 
     def __init__(self, indices: Any = None) -> None:
-        self.indices, self.mask, self.found, self.judge = indices, None, None, None
-        self.at_once = 0
+        self.indices = indices
+        self.mask: Any = None
+        self.found: Any = None
+        self.judge: Callable[..., Any] | None = None
         self.given: Any = ()
+        self.at_once = 0
 
 
 class Step:
     """A function of exact mode that is rounded at most once, as two compiled programs."""
 
     def __init__(self, ops: Any, run: Callable[..., Any], structure: Any, fixed: Any, dynamic: list[bool]) -> None:
-        self.ops, self.at_once, self.judge = ops, 0, None
+        self.ops, self.at_once = ops, 0
+        self.judge: Callable[..., Any] | None = None
 
         def traced(arrays: list[Any], indices: Any) -> tuple[Any, Phase]:
             given = iter(arrays)
@@ -269,6 +273,7 @@ class JaxBackend(Backend):
         return values
 
     def on_host(self, function: Callable[..., np.ndarray], indices: Any, *arrays: Any) -> Any:
+        assert self._phase is not None
         self._phase.judge = function
         self._phase.given = arrays
         return jnp.zeros(indices.shape)

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from transformer_lab.backends.base import OPERATIONS, Backend, Implementation
+from transformer_lab.backends.base import Backend, Implementation
 from transformer_lab.backends.plain import gradients, manual
 from transformer_lab.backends.plain.error_function import erfc
+from transformer_lab.backends.plain.manual import OPERATIONS
 from transformer_lab.backends.readings import recorded
 from transformer_lab.backends.readings.array import Readable
 from transformer_lab.backends.readings.exact import operations as exact

@@ -204,6 +204,21 @@ def silu(ops: Any, x: Any) -> Any:
     return record(in_pieces(forward, p), (x, lambda g: in_pieces(backward, g, p)))
 
 
+def sigmoid(ops: Any, x: Any) -> Any:
+    """y = 1 / (1 + exp(-x)): dL/dx = g y (1 - y)."""
+    y = 1.0 / (1.0 + np.exp(np.minimum(-plain(x), 80.0)))
+    return record(y, (x, lambda g: g * y * (1.0 - y)))
+
+
+def logsumexp(ops: Any, x: Any) -> Any:
+    """y = log sum_D exp(x): dL/dx = g softmax(x)."""
+    p = plain(x)
+    largest = p.max(axis=-1, keepdims=True)
+    powers = np.exp(p - largest)
+    total = powers.sum(axis=-1, keepdims=True)
+    return record((largest + np.log(total))[..., 0], (x, lambda g: g[..., None] * (powers / total)))
+
+
 def softmax(ops: Any, x: Any) -> Any:
     """y = exp(x) / sum_D exp(x). dy[i]/dx[j] = y[i] ((i = j) - y[j]), so dL/dx = y (g - sum_D g y)."""
     p = plain(x)

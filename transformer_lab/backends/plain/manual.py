@@ -10,7 +10,24 @@ Half-precision inputs are widened to float32 in norms, softmax and losses, and t
 import math
 from typing import Any
 
+OPERATIONS = (
+    "linear",
+    "embed",
+    "layer_norm",
+    "rms_norm",
+    "gelu_tanh",
+    "gelu_erf",
+    "relu",
+    "silu",
+    "sigmoid",
+    "softmax",
+    "logsumexp",
+    "rotary",
+    "attention",
+    "cross_entropy",
+)
 NEGATIVE_INFINITY = -math.inf
+HIDDEN = {"scores": NEGATIVE_INFINITY, "pattern": 0.0}  # what the taps of attention hold where a key is not visible
 
 
 def identity(name: str, x: Any) -> Any:
@@ -84,11 +101,24 @@ def silu(ops: Any, x: Any) -> Any:
     return x / (1.0 + ops.xp.exp(ops.xp.clip(-x, None, 80.0)))
 
 
+def sigmoid(ops: Any, x: Any) -> Any:
+    """1 / (1 + exp(-x))."""
+    return 1.0 / (1.0 + ops.xp.exp(ops.xp.clip(-x, None, 80.0)))
+
+
 def softmax(ops: Any, x: Any) -> Any:
     """exp(x) / sum(exp(x)) over the last axis; the largest element is taken off first, so that nothing overflows."""
     xp, wide = ops.xp, widen(ops, x)
     powers = xp.exp(wide - xp.max(wide, axis=-1, keepdims=True))
     return ops.cast(powers / xp.sum(powers, axis=-1, keepdims=True), x.dtype)
+
+
+def logsumexp(ops: Any, x: Any) -> Any:
+    """log(sum(exp(x))) over the last axis: [..., D] -> [...]."""
+    xp, wide = ops.xp, widen(ops, x)
+    largest = xp.max(wide, axis=-1, keepdims=True)
+    total = xp.log(xp.sum(xp.exp(wide - largest), axis=-1))
+    return ops.cast(total + largest[..., 0], x.dtype)
 
 
 def visible_keys(ops: Any, start: Any, queries: int, keys: int) -> Any:

@@ -11,25 +11,6 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-# Python's operators, by the function of the standard that each stands for.
-OPERATORS = {
-    "add": "add",
-    "sub": "subtract",
-    "mul": "multiply",
-    "truediv": "divide",
-    "pow": "pow",
-    "matmul": "matmul",
-    "floordiv": "floor_divide",
-    "mod": "remainder",
-}
-COMPARISONS = {
-    "lt": "less",
-    "le": "less_equal",
-    "gt": "greater",
-    "ge": "greater_equal",
-    "eq": "equal",
-    "ne": "not_equal",
-}
 # What NumPy calls otherwise. Its own functions are answered too, where they have one of these names or the standard's.
 NUMPY_NAMES = {
     "power": "pow",
@@ -108,6 +89,72 @@ class Read:
     def __abs__(self) -> Any:
         return answered("abs", (self,), {})
 
+    def __add__(self, other: Any) -> Any:
+        return answered("add", (self, other), {})
+
+    def __radd__(self, other: Any) -> Any:
+        return answered("add", (other, self), {})
+
+    def __sub__(self, other: Any) -> Any:
+        return answered("subtract", (self, other), {})
+
+    def __rsub__(self, other: Any) -> Any:
+        return answered("subtract", (other, self), {})
+
+    def __mul__(self, other: Any) -> Any:
+        return answered("multiply", (self, other), {})
+
+    def __rmul__(self, other: Any) -> Any:
+        return answered("multiply", (other, self), {})
+
+    def __truediv__(self, other: Any) -> Any:
+        return answered("divide", (self, other), {})
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return answered("divide", (other, self), {})
+
+    def __pow__(self, other: Any) -> Any:
+        return answered("pow", (self, other), {})
+
+    def __rpow__(self, other: Any) -> Any:
+        return answered("pow", (other, self), {})
+
+    def __matmul__(self, other: Any) -> Any:
+        return answered("matmul", (self, other), {})
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return answered("matmul", (other, self), {})
+
+    def __floordiv__(self, other: Any) -> Any:
+        return answered("floor_divide", (self, other), {})
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return answered("floor_divide", (other, self), {})
+
+    def __mod__(self, other: Any) -> Any:
+        return answered("remainder", (self, other), {})
+
+    def __rmod__(self, other: Any) -> Any:
+        return answered("remainder", (other, self), {})
+
+    def __lt__(self, other: Any) -> Any:
+        return answered("less", (self, other), {})
+
+    def __le__(self, other: Any) -> Any:
+        return answered("less_equal", (self, other), {})
+
+    def __gt__(self, other: Any) -> Any:
+        return answered("greater", (self, other), {})
+
+    def __ge__(self, other: Any) -> Any:
+        return answered("greater_equal", (self, other), {})
+
+    def __eq__(self, other: Any) -> Any:  # type: ignore[override]
+        return answered("equal", (self, other), {})
+
+    def __ne__(self, other: Any) -> Any:  # type: ignore[override]
+        return answered("not_equal", (self, other), {})
+
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: int(np.prod(self.shape)))
     T = property(lambda self: answered("permute_dims", (self, tuple(reversed(range(self.ndim)))), {}))
@@ -131,18 +178,6 @@ class Read:
 
     def max(self, axis: Any = None, keepdims: bool = False) -> Any:
         return answered("max", (self,), {"axis": axis, "keepdims": keepdims})
-
-
-def _operator(name: str, turned: bool = False) -> Callable[[Any, Any], Any]:
-    if turned:
-        return lambda self, other: answered(name, (other, self), {})
-    return lambda self, other: answered(name, (self, other), {})
-
-
-for _sign, _name in (OPERATORS | COMPARISONS).items():
-    setattr(Read, f"__{_sign}__", _operator(_name))
-    if _sign in OPERATORS:
-        setattr(Read, f"__r{_sign}__", _operator(_name, turned=True))
 
 
 def reading_of(arguments: Iterable[Any]) -> type[Read] | None:

@@ -1,8 +1,9 @@
-"""What text comes out: greedy continuations beside the truth's, whether they follow from the logits, and the sampler.
+"""What text comes out: greedy continuations beside the truth's, and every check of how it was generated.
 
 Logits that agree do not yet make the same text: decoding goes through a cache and a sampler of its own. So each chosen
 token is held against the logits of an uncached pass over the same tokens, and a sampled continuation is drawn a second
-time from the very logits that it was drawn from, by another implementation of the rules.
+time from the very logits that it was drawn from, by another implementation of the rules. `generation.py` looks at
+batches, seeds, ends and a full cache in the same way, `sampler.py` at the rules alone.
 """
 
 from collections.abc import Sequence
@@ -11,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from transformer_lab.comparison.judging.examination import difference
-from transformer_lab.comparison.judging.text import TextAgreement, distinct, sampler_agrees, text_agreement
+from transformer_lab.comparison.judging.check import Check, Untried, Wrong, checked
+from transformer_lab.comparison.judging.generation import Generations
+from transformer_lab.comparison.judging.resampling import sampler_agrees
+from transformer_lab.comparison.judging.sampler import sampler_rules
+from transformer_lab.comparison.judging.text import TextAgreement, distinct, text_agreement
+from transformer_lab.comparison.judging.uncached import Uncached
 from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import LanguageModel
 
 # Every rule at once.
 SAMPLED = Sampling(temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
-# How far the logits of cached decoding may be from those of one pass over the same tokens, in units of the largest
-# error that this pass itself has against the truth.
-CACHED_SLACK = 8.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Continuations:
 
     tokens: of every prompt, without the end token. agreement: with those of the truth. distinct: the most different
     continuations of one prompt in `runs` runs. sampler: whether the sampled continuation is the one that the rules
-    draw; None if rounding leaves it open. wrong: what does not follow from the logits, in sentences.
+    draw; None if rounding leaves it open. wrong: what does not follow from the logits, in sentences. checks: all that
+    was looked at, and what could not be.
     """
 
     participant: str
@@ -40,6 +43,7 @@ class Continuations:
     runs: int
     sampler: bool | None
     wrong: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
 
 
 def greedy(model: LanguageModel, prompts: Sequence[np.ndarray], new_tokens: int) -> list[Any]:
@@ -61,19 +65,41 @@ def continuations(
     several = [greedy(model, prompts, new_tokens) for _ in range(runs)]
     generations = several[0]
     tokens = [generation.token_ids for generation in generations]
-    wrong = [
-        f"A defect: greedy decoding on {participant} chose token {place} after prompt {number} against its own logits "
-        f"(by {gap:.3g}); its cache or its choice of the likeliest differs."
-        for number, (ids, chosen) in enumerate(zip(prompts, tokens, strict=True))
-        if (found := unexplained(model, truth, ids, chosen)) is not None
-        for place, gap in [found]
-    ]
+    uncached = Uncached(model, truth)
+    engine = Generations(model, participant, uncached, prompts, new_tokens, seed)
     sampler, place = check_sampler(model, prompts[0], new_tokens, seed)
-    if sampler is False:
-        wrong.append(
-            f"A defect: the sampler on {participant} drew another token than its rules do from the same logits, token "
-            f"{place} after the first prompt."
-        )
+
+    def look_at_the_greedy() -> str:
+        for number, run in enumerate(several):
+            for prompt, generation in enumerate(run):
+                if (fault := uncached.unexplained(generation, ends=model.end_of_text_ids)) is not None:
+                    message = (
+                        f"greedy decoding on {participant} chose token {fault[0]} after prompt {prompt} against its "
+                        f"own logits ({fault[1]}); its cache or its choice of the likeliest differs."
+                    )
+                    raise Wrong(message)
+                what = f"the continuation of prompt {prompt} (run {number})"
+                engine.judge(what, generation, prompts[prompt].tolist(), new_tokens, ends=model.end_of_text_ids)
+        return f"{sum(map(len, tokens))} tokens after {len(prompts)} prompts, {runs} times."
+
+    def look_at_the_sampled() -> str:
+        if sampler is None:
+            message = "It ended at once, or rounding leaves each of its tokens open."
+            raise Untried(message)
+        if not sampler:
+            message = (
+                f"the sampler on {participant} drew another token than its rules do from the same logits, token "
+                f"{place} after the first prompt."
+            )
+            raise Wrong(message)
+        return f"As many as {new_tokens} tokens after the first prompt, with every rule at once, were drawn again."
+
+    checks = [
+        checked("greedy continuations", look_at_the_greedy),
+        checked("a sampled continuation", look_at_the_sampled),
+        sampler_rules(participant, seed),
+        *engine.checks(),
+    ]
     return Continuations(
         participant,
         tokens,
@@ -82,25 +108,9 @@ def continuations(
         max(distinct([run[number].token_ids for run in several]) for number in range(len(prompts))),
         runs,
         sampler,
-        wrong,
+        [check.wrong for check in checks if check.wrong is not None],
+        checks,
     )
-
-
-def unexplained(
-    model: LanguageModel, truth: LanguageModel, prompt: np.ndarray, chosen: Sequence[int]
-) -> tuple[int, float] | None:
-    """The first chosen token that the model's own uncached logits do not explain: (place, by how much), or None."""
-    if not chosen:
-        return None
-    ids = np.concatenate([prompt, np.asarray(chosen, prompt.dtype)])[:-1]
-    own, true = model.logits(ids)[0].astype(np.float64), truth.logits(ids)[0]
-    allowed = CACHED_SLACK * float(np.abs(difference(own, true)).max())
-    for place, token in enumerate(chosen):
-        row = own[len(prompt) - 1 + place]
-        gap = float(row.max() - row[token])
-        if not gap <= allowed:
-            return place, gap
-    return None
 
 
 def check_sampler(

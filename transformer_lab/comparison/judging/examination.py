@@ -1,24 +1,36 @@
 """One participant beside the truth, tap by tap: the errors it inherits and adds, the first that is no rounding.
 
+The decoder runs on the bounded reading with a tap that judges: what it is given is the expectation, with its bound, of
+what the participant made of its own inputs. It returns what the participant showed, as the input of what follows. A
+tap that is not shown goes on with its bound. So the error of an operation is separated from the error that it was
+given, for anything that can show its activations, and nothing about the decoder stands here a second time.
+
 The truth and the participant run in step, so what is held at a time are the taps of one block.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
-from transformer_lab.backends.readings.bounded.bounds import KEPT_IN_BFLOAT16, UNITS
-from transformer_lab.comparison.judging.expectation import Expectation
+from transformer_lab.backends.readings.bounded.pairs import Bounded, Decided
+from transformer_lab.backends.readings.bounded.reading import BoundedReading
+from transformer_lab.backends.readings.bounded.units import KEPT_IN_BFLOAT16, LARGEST, UNITS
 from transformer_lab.comparison.judging.logits import LogitAgreement, agreement_of
 from transformer_lab.comparison.judging.metrics import Errors, errors_of
+from transformer_lab.comparison.judging.shelf import Shelf
 from transformer_lab.comparison.participants.own_model import OwnModel
-from transformer_lab.comparison.participants.participant import Participant, checked
-from transformer_lab.model.decoder import tap_names
+from transformer_lab.comparison.participants.participant import Participant, fitting, refusal
+from transformer_lab.language_model.placing import add_derived
+from transformer_lab.model.decoder import forward
 
 ADDITIONS = ("embed", "resid_mid", "resid_post")
-VAGUE = 0.01  # of the values: bounds of float32 on what was shown are some 1e-6 of them
+# Of the values: where a bound is wider than that, too little was shown before it to judge an operation. Bounds of
+# float32 on what was shown are some 1e-6 of them; with kernels of few bits what is likely counts, some 1e-2.
+VAGUE, VAGUE_IN_FEW_BITS = 0.01, 0.1
+MASKED = -1e3  # a score that low hides its key as -inf does
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,7 @@ class Divergence:
     """Where an operation is farther off than its bound: the element that is worst, in bounds.
 
     ratio: |value - expected| / bound, infinite where nothing may be rounded. position: the element's place in the tap.
+    hint: what it looks like, in a sentence, or None.
     """
 
     participant: str
@@ -37,6 +50,7 @@ class Divergence:
     value: float
     expected: float
     bound: float
+    hint: str | None = None
 
 
 @dataclass
@@ -59,34 +73,100 @@ class Deviation:
 
 
 @dataclass
+class Likelihood:
+    """An operation's errors beside what is likely, over all elements seen (`backends/readings/bounded/units.py`).
+
+    largest: the largest error, in likely ones. squares, likely: sums of the squares of both. rows: how many rows of
+    elements were seen, which may share what they are rounded with.
+    """
+
+    largest: float = 0.0
+    squares: float = 0.0
+    likely: float = 0.0
+    rows: int = 0
+
+    def take(self, added: np.ndarray, likely: np.ndarray) -> None:
+        usable = np.isfinite(likely) & np.isfinite(added) & (likely > 0.0)
+        if usable.any():
+            off, unit = np.abs(added[usable]), likely[usable]
+            self.largest = max(self.largest, float((off / unit).max()))
+            self.squares += float(np.sum(off * off))
+            self.likely += float(np.sum(unit * unit))
+            self.rows += max(1, added.size // max(1, added.shape[-1] if added.ndim else 1))
+
+    @property
+    def mean_square(self) -> float:
+        """The root of the mean square, in likely ones, less what a small sample may be above 1."""
+        if not self.likely:
+            return 0.0
+        return float(np.sqrt(self.squares / self.likely)) / (1.0 + LARGEST / float(np.sqrt(self.rows)))
+
+    @property
+    def implausible(self) -> bool:
+        return self.largest > LARGEST or self.mean_square > 1.0
+
+
+@dataclass
 class TapFinding:
     """One tap of one participant over all prompts. total: against the truth, one Errors for each prompt.
 
-    vague: the bound is no longer small beside the values: too little was shown before this tap. (With kernels of
-    few bits it never was.)
+    worst: of choices that are neither what their numbers say nor another within rounding, an infinite ratio.
+    unjudged: why no bound of use is known here, or None. margin: of choices, the smallest distance over its bound.
     """
 
     total: list[Errors] = field(default_factory=list)
     added: Deviation = field(default_factory=Deviation)
     inherited: Deviation = field(default_factory=Deviation)
     worst: Divergence | None = None  # the element with the largest ratio, whether above 1 or not
-    vague: bool = False
+    likelihood: Likelihood = field(default_factory=Likelihood)
+    unjudged: str | None = None
+    margin: float | None = None
+
+    @property
+    def impossible(self) -> bool:
+        return self.unjudged is None and self.worst is not None and not self.worst.ratio <= 1.0
+
+    @property
+    def implausible(self) -> bool:
+        return self.unjudged is None and self.likelihood.implausible
+
+
+@dataclass
+class Reach:
+    """What was reached: the longest prompt, the largest value in the stream, and which ids of the vocabulary."""
+
+    longest: int = 0
+    largest: float = 0.0
+    ids: set[int] = field(default_factory=set)
 
 
 @dataclass
 class Examination:
-    """All that was found out about one participant. taps: in the order of the computation."""
+    """All that was found out about one participant. taps: those that it showed, in the order of the computation.
+
+    hidden: those that it did not show. order: all, as the definition comes to them. unbounded: functions of xp that have
+    no bound and that the model uses.
+    """
 
     participant: str
     precision: str
     taps: dict[str, TapFinding] = field(default_factory=dict)
+    hidden: list[str] = field(default_factory=list)
+    unbounded: list[str] = field(default_factory=list)
     logits: list[LogitAgreement] = field(default_factory=list)
     certificate: dict[str, tuple[int, int]] = field(default_factory=dict)
+    reach: Reach = field(default_factory=Reach)
+    order: list[str] = field(default_factory=list)
 
     def first_divergence(self) -> Divergence | None:
         """The first tap whose operation is above its bound, and there the worst element."""
-        found = (finding.worst for finding in self.taps.values())
-        return next((worst for worst in found if worst is not None and not worst.ratio <= 1.0), None)
+        return next((found.worst for found in self.taps.values() if found.impossible), None)
+
+    def first_implausible(self) -> str | None:
+        """The first tap whose errors are possible, but not likely; None if something is above its bound."""
+        if self.first_divergence() is not None:
+            return None
+        return next((tap for tap, found in self.taps.items() if found.implausible), None)
 
     def worst(self) -> Divergence | None:
         """The largest ratio of all. A single addition comes as near to its bound as it can, which says nothing: those
@@ -94,9 +174,23 @@ class Examination:
         found = [
             finding.worst
             for name, finding in self.taps.items()
-            if finding.worst is not None and (name.split(".")[-1] not in ADDITIONS or not finding.worst.ratio <= 1.0)
+            if finding.worst is not None
+            and finding.unjudged is None
+            and (name.split(".")[-1] not in ADDITIONS or not finding.worst.ratio <= 1.0)
         ]
         return max(found, key=lambda worst: worst.ratio, default=None)
+
+    def unjudged(self) -> tuple[str, str] | None:
+        """(the first tap that could not be judged, why), or None."""
+        return next(((tap, found.unjudged) for tap, found in self.taps.items() if found.unjudged), None)
+
+
+def reading_for(participant: Participant) -> BoundedReading:
+    """The bounds that hold for a participant of its precision."""
+    units = UNITS[participant.precision]
+    if participant.precision == "bfloat16" and participant.kind != "backend":
+        units = KEPT_IN_BFLOAT16
+    return BoundedReading(units, participant.precision)
 
 
 def examine(
@@ -108,52 +202,139 @@ def examine(
     """Runs the participant on every prompt (token ids [T]) and compares each tap that it shows.
 
     truth: our model on NumPy in float64 with the plain operations. look_on(prompt, tap name, value) sees what the
-    participant showed, while it is there.
+    participant showed, while it is there. Raises ConfigurationError for a tap that there is not, or of another shape.
     """
     examination = Examination(participant.name, participant.precision)
-    ours = participant.kind == "backend"
-    units = UNITS[participant.precision]
-    if participant.precision == "bfloat16" and not ours:
-        units = KEPT_IN_BFLOAT16
-    order = {name: place for place, name in enumerate(tap_names(truth.config))}
+    reading = reading_for(participant)
+    params = reading.parameters(truth.model.params)
+    add_derived(truth.config, reading, params)
     for number, token_ids in enumerate(prompts):
-        expectation = Expectation(truth.model.backend, truth.config, truth.model.params, token_ids, units)
-        true_taps = truth.taps(token_ids)
-        for name, value in participant.taps(token_ids):
-            if not ours:
-                value = checked(name, value, truth.config, len(token_ids), participant.name)
-            if look_on is not None:
-                look_on(number, name, value)
-            true = _advance(true_taps, name)
-            finding = examination.taps.setdefault(name, TapFinding())
-            finding.total.append(errors_of(value, true, participant.precision))
-            expected, bound = expectation.of(name)
-            expectation.see(name, value)
-            finding.vague |= not units.kernel and not _size(bound) <= VAGUE * _size(expected)
-            added = difference(value, expected)
-            finding.added.take(added)
-            finding.inherited.take(difference(expected, true))
-            worst = _worst(added, bound)
-            if worst is not None and (finding.worst is None or worst[0] > finding.worst.ratio):
-                ratio, place = worst
-                finding.worst = Divergence(
-                    participant.name,
-                    participant.precision,
-                    name,
-                    ratio,
-                    number,
-                    place,
-                    float(value[place]),
-                    float(expected[place]),
-                    float(bound[place]),
-                )
-            if name == "logits":
-                examination.logits.append(agreement_of(value[0], true[0], prompt=number))
-        for name, (roundings, doubtful) in getattr(participant, "certificate", {}).items():
+        judge = _Judge(examination, participant, truth, reading, token_ids, number, look_on)
+        ids = np.asarray(token_ids, np.int64)[None]
+        forward(reading, truth.config, params, ids, np.zeros(1, np.int64), tap=judge)
+        judge.finish()
+    examination.unbounded = list(reading.unjudged)
+    return examination
+
+
+class _Judge:
+    """The tap that judges, for one prompt."""
+
+    def __init__(
+        self,
+        examination: Examination,
+        participant: Participant,
+        truth: OwnModel,
+        reading: BoundedReading,
+        token_ids: np.ndarray,
+        prompt: int,
+        look_on: Callable[[int, str, np.ndarray], None] | None,
+    ) -> None:
+        self.examination, self.participant, self.reading = examination, participant, reading
+        self.prompt, self.look_on = prompt, look_on
+        self.shown, self.true = Shelf(participant.taps(token_ids)), Shelf(truth.taps(token_ids))
+        self.names: list[str] = []
+        self.since: list[str] = []  # the taps that were not shown since the last that was
+        reach = examination.reach
+        reach.longest = max(reach.longest, len(token_ids))
+        reach.ids.update(np.asarray(token_ids).tolist())
+
+    def __call__(self, name: str, expected: Any) -> Any:
+        self.names.append(name)
+        true, value = np.asarray(self.true.take(name)), self.shown.take(name)
+        if value is None:
+            self.since.append(name)
+            if name not in self.examination.hidden:
+                self.examination.hidden.append(name)
+            return expected
+        value = fitting(value, name, expected.shape, self.participant)
+        if isinstance(expected, Bounded) and value.dtype.kind == "f":
+            # Some hide a key by a large negative number: behind the softmax it is 0 all the same.
+            value = np.where(np.isneginf(expected.value) & (value <= MASKED), value.dtype.type(-np.inf), value)
+        if self.look_on is not None:
+            self.look_on(self.prompt, name, value)
+        finding = self.examination.taps.setdefault(name, TapFinding())
+        if not isinstance(expected, Bounded):
+            return self._choice(name, value, expected, finding)
+        finding.total.append(errors_of(value, true, self.participant.precision))
+        added = difference(value, expected.value)
+        finding.added.take(added)
+        finding.inherited.take(difference(expected.value, true))
+        finding.unjudged = finding.unjudged or self._vague(expected)
+        finding.likelihood.take(added, expected.likely)
+        self._keep_worst(name, value, expected, added, finding)
+        if name == "logits":
+            self.examination.logits.append(agreement_of(value[0], true[0], prompt=self.prompt))
+        elif value.ndim == 3:
+            finite = np.abs(value[np.isfinite(value)])
+            self.examination.reach.largest = max(self.examination.reach.largest, float(finite.max(initial=0.0)))
+        self.since = []
+        # A product that a compiler joined to what follows was not rounded before it: what is shown is.
+        return self.reading.shown(value, fused=expected.factor)
+
+    def _choice(self, name: str, value: np.ndarray, expected: Any, finding: TapFinding) -> Any:
+        """Integers or booleans: equal to what the numbers say, or another choice within their bounds."""
+        decided = expected if isinstance(expected, Decided) else Decided(expected, False, self.reading)
+        wrong = value.astype(np.int64) != decided.value.astype(np.int64)
+        finding.total.append(errors_of(value.astype(np.float64), decided.value.astype(np.float64), "float64"))
+        finding.margin = min(finding.margin if finding.margin is not None else np.inf, decided.margin)
+        allowed = decided.allowed(value) if decided.allowed is not None else not np.any(wrong & ~decided.unsure)
+        if not allowed and (finding.worst is None or finding.worst.ratio <= 1.0):
+            place = tuple(int(index) for index in np.argwhere(wrong)[0]) if wrong.any() else (0,) * value.ndim
+            mine, right = float(value[place]), float(decided.value[place])
+            name_, precision = self.participant.name, self.participant.precision
+            finding.worst = Divergence(name_, precision, name, np.inf, self.prompt, place, mine, right, 0.0)
+        self.since = []
+        return value.astype(decided.value.dtype)
+
+    def _vague(self, expected: Bounded) -> str | None:
+        """Why the bound says nothing, or None."""
+        if expected.unjudged:
+            return expected.unjudged
+        few_bits = self.reading.levels[0].kernel > 0.0
+        off, limit = (expected.likely, VAGUE_IN_FEW_BITS) if few_bits else (expected.error, VAGUE)
+        if _size(off) <= limit * _size(expected.value):
+            return None
+        missing = ", ".join(self.since[-4:])
+        return f"too little is shown before it; show {missing}" if missing else "its bound is as wide as its values"
+
+    def _keep_worst(
+        self, name: str, value: np.ndarray, expected: Bounded, added: np.ndarray, finding: TapFinding
+    ) -> None:
+        bound = expected.error
+        worst = _worst(added, bound)
+        if worst is None or (finding.worst is not None and worst[0] <= finding.worst.ratio):
+            return
+        ratio, place = worst
+        numbers = float(value[place]), float(expected.value[place]), float(bound[place])
+        name_, precision = self.participant.name, self.participant.precision
+        hint = None if ratio <= 1.0 else looks_like(name, value, added)
+        finding.worst = Divergence(name_, precision, name, ratio, self.prompt, place, *numbers, hint)
+
+    def finish(self) -> None:
+        """After the last tap: what was shown and has no place, and the certificate."""
+        examination, known = self.examination, {name: place for place, name in enumerate(self.names)}
+        for name in self.shown.left():
+            near = get_close_matches(name, self.names, 1)
+            meant = f"; is {near[0]!r} meant?" if near else " (docs/taps.md)."
+            message = f"{self.participant.name} shows {name!r}, which is no tap of this model{meant}"
+            raise refusal(self.participant)(message)
+        examination.order = self.names
+        examination.taps = dict(sorted(examination.taps.items(), key=lambda item: known[item[0]]))
+        for name, (roundings, doubtful) in getattr(self.participant, "certificate", {}).items():
             before = examination.certificate.get(name, (0, 0))
             examination.certificate[name] = before[0] + roundings, before[1] + doubtful
-    examination.taps = dict(sorted(examination.taps.items(), key=lambda item: order[item[0]]))
-    return examination
+
+
+def looks_like(tap: str, value: np.ndarray, added: np.ndarray) -> str | None:
+    """What a difference looks like, in a sentence, if it looks like something."""
+    if np.isnan(value).any():
+        return "It holds NaN."
+    if tap == "logits" and value.shape[-1] > 1:
+        each = added.mean(axis=-1, keepdims=True)
+        if np.abs(added - each).max() <= 1e-3 * np.abs(each).max():
+            return "The logits are off by one number for each row, which changes no probability."
+    return None
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -181,8 +362,3 @@ def _worst(added: np.ndarray, bound: np.ndarray) -> tuple[float, tuple[int, ...]
     ratio = np.where(np.isnan(ratio), np.inf, ratio)
     place = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
     return float(ratio[place]), tuple(int(index) for index in place)
-
-
-def _advance(taps: Iterator[tuple[str, Any]], name: str) -> np.ndarray:
-    """The value of the tap `name`; those before it are passed over."""
-    return next(np.asarray(value) for tap, value in taps if tap == name)

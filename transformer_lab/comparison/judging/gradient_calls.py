@@ -1,47 +1,76 @@
-"""The operations that a decoder calls, each with its inputs and with the gradient of the loss at its result.
+"""The steps of a computation that have a gradient, each with its inputs and the gradient of the loss at its result.
 
-They are noted while the truth computes its gradients: the model asks a backend for everything, so whoever stands
-between the two sees every operation, of a feed-forward network of one's own too.
+They are noted while the truth computes its gradients: operations, because the model asks a backend for them, and what a
+component computes between them with operators and `ops.xp`, because it is written on a tape.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
+import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from transformer_lab.backends.base import OPERATIONS
 from transformer_lab.backends.plain import manual
-from transformer_lab.backends.readings.recording import Recorded, plain, record
+from transformer_lab.backends.plain.manual import OPERATIONS
+from transformer_lab.backends.readings.gradient_rules import CONSTANT, RULES
+from transformer_lab.backends.readings.recorded import Recorded, Tape, mapped, plain, record, value_and_grad
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.model.decoder import forward
 from transformer_lab.model.parameters import flatten, nest, shapes
 
+# Functions whose gradient only moves numbers: nothing can be rounded there.
+MOVES = {
+    *("reshape", "permute_dims", "matrix_transpose", "swapaxes", "moveaxis", "flip", "roll", "squeeze", "expand_dims"),
+    *("concat", "stack", "unstack", "getitem", "astype", "negative", "positive", "tril", "triu"),
+}
+
 
 @dataclass
 class Call:
-    """One operation, once.
+    """One step, once.
 
-    name: the tap that shows its result ("blocks.3.norm_1", "logits"; "loss" for the cross-entropy). If no tap does, the
-    place of its parameters ("blocks.3.attn.qkv"), or else "blocks.3.attn" for attention and the like of
-    "blocks.3.ffn.silu" for others.
-    inputs: float64 or integer arrays and numbers, by the names of `backends/plain/manual.py`, in their order.
-    learned: the inputs that have a gradient. cotangent: dL/dy, float64, with the shape of the result.
+    function: an operation, or a function of the array API standard. name: the tap that shows its result
+    ("blocks.3.norm_1", "logits"; "loss" for the cross-entropy). If no tap does, the place of its parameters
+    ("blocks.3.attn.qkv"), or else "blocks.3.attn" for attention and the like of "blocks.3.ffn.silu" for others.
+    inputs: float64 or integer arrays and other values, in their order; by the names of `plain/manual.py`, or numbered.
+    options: by their names. learned: the inputs that have a gradient. cotangent: dL/dy, float64.
     """
 
-    operation: str
+    function: str
     inputs: dict[str, Any]
     learned: list[str]
+    options: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     cotangent: Any = None
+
+    @property
+    def is_operation(self) -> bool:
+        return self.function in OPERATIONS
+
+    def run(self, ops: Any, inputs: Mapping[str, Any]) -> Any:
+        """The step on a backend."""
+        source = ops if self.is_operation else ops.xp
+        if self.is_operation:
+            return getattr(source, self.function)(*inputs.values())
+        given = list(inputs.values())
+        if self.function in ("maximum", "minimum", "pow") or len(given) == 1 or self.options:
+            return getattr(source, self.function)(*given, **self.options)
+        return _OPERATORS.get(self.function, getattr(source, self.function))(*given)
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "divide": lambda a, b: a / b,
+}
 
 
 def parameters_of(model: LanguageModel) -> dict[str, np.ndarray]:
     """Its learned parameters, dotted name -> NumPy array, kernels [in, out]."""
-    leaves = dict(
-        flatten(model.params)
-    )  # among them those that are no parameters: angles, and a tied head in fast form
+    leaves = dict(flatten(model.params))  # among them some that are none: angles, and a tied head in fast form
     return {name: model.backend.recover(name, leaves[name]) for name in shapes(model.config)}
 
 
@@ -59,7 +88,7 @@ def noted_gradients(truth: LanguageModel, token_ids: np.ndarray) -> tuple[list[C
     ops, flat = truth.backend, parameters_of(truth)
     constants = {"rotary": truth.params["rotary"]} if "rotary" in truth.params else {}
     notes = _Notes({id(array): name for name, array in flat.items()})
-    noting: Any = _Noting(ops, notes.see)
+    noting: Any = _Noting(ops, notes)
     weights = next_token_weights(token_ids)
 
     def loss(params: Mapping[str, Any]) -> Any:
@@ -67,30 +96,54 @@ def noted_gradients(truth: LanguageModel, token_ids: np.ndarray) -> tuple[list[C
         logits, _ = forward(noting, truth.config, nest(params) | constants, token_ids[:, :-1], start, tap=notes.tap)
         return ops.xp.sum(notes.tap("loss", noting.cross_entropy(logits, token_ids[:, 1:])) * weights)
 
-    _, gradients = ops.value_and_grad(loss)(flat)
-    return notes.calls, gradients
+    _, gradients = value_and_grad(loss, lambda: _NotingTape(notes))(flat)
+    return [call for call in notes.calls if call.cotangent is not None], gradients
 
 
 class _Noting:
-    """A backend whose operations are seen: see(operation, arguments, result) returns what the model is given."""
+    """A backend whose operations are seen."""
 
-    def __init__(self, ops: Any, see: Callable[..., Any]) -> None:
+    def __init__(self, ops: Any, notes: "_Notes") -> None:
         self._ops = ops
         for operation in OPERATIONS:
-            setattr(self, operation, _seen(ops, operation, see))
+            setattr(self, operation, _seen(ops, operation, notes))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
 
 
-def _seen(ops: Any, operation: str, see: Callable[..., Any]) -> Callable[..., Any]:
+def _seen(ops: Any, operation: str, notes: "_Notes") -> Callable[..., Any]:
     run, plan = getattr(ops, operation), signature(getattr(manual, operation))
 
     def seen(*arguments: Any, **named: Any) -> Any:
-        given = plan.bind(ops, *arguments, **named).arguments
-        return see(operation, given, run(*arguments, **named))
+        given = dict(plan.bind(ops, *arguments, **named).arguments)
+        del given["ops"]
+        notes.inside += 1
+        try:
+            result = run(*arguments, **named)
+        finally:
+            notes.inside -= 1
+        return notes.see(operation, {name: x for name, x in given.items() if x is not None and not callable(x)}, result)
 
     return seen
+
+
+class _NotingTape(Tape):
+    """What is computed between operations is seen, too."""
+
+    def __init__(self, notes: "_Notes") -> None:
+        super().__init__(array_namespace, RULES, CONSTANT, "The truth")
+        self.notes = notes
+
+    def answer(self, name: str, arguments: Any, options: Any) -> Any:
+        self.notes.inside += 1
+        try:
+            result = super().answer(name, arguments, options)
+        finally:
+            self.notes.inside -= 1
+        if self.notes.inside or name in MOVES or name not in RULES:
+            return result
+        return self.notes.see(name, {str(place): x for place, x in enumerate(arguments)}, result, options)
 
 
 class _Notes:
@@ -99,13 +152,15 @@ class _Notes:
     def __init__(self, places: dict[int, str]) -> None:
         self.places = places
         self.calls: list[Call] = []
+        self.inside = 0  # an operation, whose own steps are not looked at
         self.recent: list[tuple[Call, Any]] = []  # since the last taps, with their results
 
-    def see(self, operation: str, arguments: Mapping[str, Any], result: Any) -> Any:
+    def see(self, function: str, arguments: Mapping[str, Any], result: Any, options: Any = None) -> Any:
         if not isinstance(result, Recorded):
             return result
-        inputs = {name: plain(x) for name, x in arguments.items() if name != "ops" and not (x is None or callable(x))}
-        call = Call(operation, inputs, [name for name, x in arguments.items() if isinstance(x, Recorded)])
+        inputs = {name: mapped(plain, x) for name, x in arguments.items()}
+        learned = [name for name, x in arguments.items() if isinstance(x, Recorded)]
+        call = Call(function, inputs, learned, dict(options or {}))
 
         def pass_on(g: Any) -> Any:
             call.cotangent = g
@@ -131,4 +186,4 @@ class _Notes:
         for name in call.learned:
             if (place := self.places.get(id(call.inputs[name]))) is not None:
                 return place.removesuffix(f".{name}")
-        return part if call.operation == "attention" else f"{part}.{call.operation}"
+        return part if call.function == "attention" else f"{part}.{call.function}"

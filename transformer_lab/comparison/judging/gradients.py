@@ -1,8 +1,12 @@
-"""Gradients beside the truth, in the same form as the forward pass: the whole error, and what an operation adds to it.
+"""Gradients beside the truth, in the same form as the forward pass: the whole error, and what a step adds to it.
 
 The whole error: the gradient of the mean next-token loss with respect to every parameter, as training computes it. What
-an operation adds: its backward pass alone, run again on the truth's inputs and on the truth's gradient at its result,
-both rounded to the participant's precision, and compared with `gradient_bounds.py`.
+a step adds: its backward pass alone, run again on the truth's inputs and on the truth's gradient at its result, both
+rounded to the participant's precision. Its bound comes from the bounded reading: for an operation from the sharp rule
+of that, for a function of `ops.xp` from its rule on the tape, over bounded arrays.
+
+A path that the definition itself cuts off is cut off in the truth, too: so the truth is held against central
+differences. And the loss is held against a plain one of the same logits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,30 +15,53 @@ from typing import Any
 
 import numpy as np
 
-from transformer_lab.backends.readings.bounded import gradients as gradient_bounds
-from transformer_lab.backends.readings.bounded.bounds import UNITS, Bounded
-from transformer_lab.comparison.judging.examination import difference
-from transformer_lab.comparison.judging.gradient_calls import Call, next_token_weights, noted_gradients, parameters_of
+from transformer_lab.backends.readings.bounded import gradients as bounded_gradients
+from transformer_lab.backends.readings.bounded.gradients import Steps
+from transformer_lab.backends.readings.bounded.pairs import Bounded
+from transformer_lab.backends.readings.bounded.units import LARGEST, UNITS
+from transformer_lab.backends.readings.gradient_rules import CONSTANT, RULES
+from transformer_lab.backends.readings.recorded import Tape, value_and_grad
+from transformer_lab.comparison.judging.examination import Likelihood, difference
+from transformer_lab.comparison.judging.gradient_calls import (
+    Call,
+    next_token_weights,
+    noted_gradients,
+    parameters_of,
+)
 from transformer_lab.comparison.judging.metrics import Errors, errors_of, merge
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.model.parameters import nest
 from transformer_lab.training.step import TRAINABLE_PRECISIONS, weighted_loss
 
+# Functions of xp have more than one formula for their gradient; each takes no more than twice as many roundings.
+FORMULAS = 2.0
+DIRECTIONS = 2
+STEP = 1e-5  # of central differences, relative to each parameter's size; their own error is some 1e-9 then
+DETACHED = 1e-3  # of the size of a gradient along a direction: what central differences may be apart
+LOSS_SLACK = 64.0  # roundings that a mean of cross-entropies may be apart from the same in float64
+
 
 @dataclass(frozen=True)
 class GradientRow:
-    """The gradient of one parameter, or of one input of one operation.
+    """The gradient of one parameter, or of one input of one step.
 
-    parameter: a parameter's dotted name; or the operation and its input, such as "blocks.3.norm_1: weight" or
-    "blocks.3.attn: query" (`gradient_calls.Call` says how operations are named).
-    errors: against the truth's gradient of the loss; of an operation, against its backward pass in float64.
-    ratio: of an operation, the largest |error| / bound; above 1 it is a defect. None for a parameter.
+    parameter: a parameter's dotted name; or the step and its input, such as "blocks.3.norm_1: weight" or
+    "blocks.3.attn: query" (`gradient_calls.Call` says how steps are named).
+    errors: against the truth's gradient of the loss; of a step, against its backward pass in float64.
+    ratio: of a step, the largest |error| / bound; above 1 it is a defect. None for a parameter. largest, mean_square:
+    its errors in likely ones (`examination.Likelihood`).
     """
 
     participant: str
     parameter: str
     errors: Errors
     ratio: float | None = None
+    largest: float = 0.0
+    mean_square: float = 0.0
+
+    @property
+    def wrong(self) -> bool:
+        return self.ratio is not None and (not self.ratio <= 1.0 or self.largest > LARGEST or self.mean_square > 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """As the report has it, flat."""
@@ -46,56 +73,124 @@ class GradientRow:
         }
 
 
+class TrueGradients:
+    """The truth's gradients for one row of token ids [T], computed once for all participants."""
+
+    def __init__(self, truth: LanguageModel, token_ids: np.ndarray) -> None:
+        self.truth, self.token_ids = truth, np.asarray(token_ids, np.int64)[None]
+        self.calls, self.parameters = noted_gradients(truth, self.token_ids)
+
+    def detached(self, seed: int = 0) -> list[str]:
+        """Sentences on a part of the gradient that central differences of the loss do not confirm."""
+        generator = np.random.default_rng(seed)
+        flat = parameters_of(self.truth)
+        for _ in range(DIRECTIONS):
+            directions = {
+                name: generator.standard_normal(array.shape) * (np.sqrt(np.mean(np.square(array))) + 1e-3)
+                for name, array in flat.items()
+            }
+            names = list(flat)
+            if self._agrees(flat, directions, names):
+                continue
+            while len(names) > 1:  # the first half that does not agree
+                half = names[: len(names) // 2]
+                names = half if not self._agrees(flat, directions, half) else names[len(half) :]
+            message = (
+                f"A defect of the definition's gradient: that of {names[0]} is not the slope of the loss (central "
+                "differences in float64); a path is cut off, or a derivative is wrong on every backend."
+            )
+            return [message]
+        return []
+
+    def _agrees(self, flat: dict[str, np.ndarray], directions: dict[str, np.ndarray], names: Sequence[str]) -> bool:
+        """Whether the gradient along the directions of these parameters is the slope of the loss."""
+        parts = [float(np.sum(self.parameters[name] * directions[name])) for name in names]
+        size = float(np.sqrt(sum(np.sum(np.square(self.parameters[name] * directions[name])) for name in names)))
+        sides = []
+        for sign in (1.0, -1.0):
+            moved = {name: x + sign * STEP * directions[name] if name in names else x for name, x in flat.items()}
+            sides.append(float(_loss_value(self.truth, moved, self.token_ids)))
+        slope = (sides[0] - sides[1]) / (2.0 * STEP)
+        return abs(slope - sum(parts)) <= DETACHED * (size + abs(slope)) + 1e-7 * abs(sides[0])
+
+
 def compare_gradients(
     model: LanguageModel,
-    truth: LanguageModel,
+    true: TrueGradients,
     participant: str,
-    token_ids: np.ndarray,
     look_on: Callable[[str, np.ndarray], object] | None = None,
-    operations: bool = True,
+    steps: bool = True,
 ) -> list[GradientRow]:
-    """The gradients of the mean next-token loss of token_ids [T], at least 2 of them.
+    """The gradients of the mean next-token loss, of at least 2 token ids.
 
-    model: on any backend. truth: the same weights on NumPy, in float64, with ops=manual. participant: its name in the
-    rows. Rows of parameters come first, in the order of the computation; then those of operations, in the order of the
+    model: on any backend. true: of the same weights on NumPy, in float64, with ops=manual. participant: its name in the
+    rows. Rows of parameters come first, in the order of the computation; then those of steps, in the order of the
     backward pass: from the loss to the embedding. look_on(name, gradient) sees that of each parameter as it is, in the
-    order of the backward pass too. operations: whether these have rows.
+    order of the backward pass too. steps: whether these have rows.
 
     A backend without gradients, and a precision that has none (int8), give no rows.
     """
     ops = model.backend
     if not ops.can_train or ops.precision not in (*TRAINABLE_PRECISIONS, "exact"):
         return []
-    ids = np.asarray(token_ids, np.int64)[None]
-    calls, true = noted_gradients(truth, ids)
-    found = parameter_gradients(model, ids)
+    found = parameter_gradients(model, true.token_ids)
     if look_on is not None:
-        for name in reversed(true):
+        for name in reversed(true.parameters):
             look_on(name, found[name])
     rows = [
-        GradientRow(participant, name, errors_of(found.pop(name), true.pop(name), ops.precision)) for name in list(true)
+        GradientRow(participant, name, errors_of(found.pop(name), array, ops.precision))
+        for name, array in true.parameters.items()
     ]
     alone = Alone(ops)
-    for call in reversed(calls if operations else []):
+    for call in reversed(true.calls if steps else []):
         rows += _rows_of(alone, call, participant)
     return rows
 
 
+def wrong_loss(model: LanguageModel, participant: str, token_ids: np.ndarray) -> list[str]:
+    """Sentences on a loss that is not the mean cross-entropy of the next tokens, by the model's own logits."""
+    ids = np.asarray(token_ids, np.int64)[None]
+    logits = model.logits(ids[:, :-1]).astype(np.float64)
+    below = logits - logits.max(axis=-1, keepdims=True)
+    losses = np.log(np.exp(below).sum(axis=-1)) - np.take_along_axis(below, ids[:, 1:, None], axis=-1)[..., 0]
+    right, unit = float(losses.mean()), UNITS[model.backend.precision].inner
+    slack = LOSS_SLACK * max(unit, 2.0**-24 if model.backend.precision == "exact" else 0.0)
+    slack *= 1.0 + float(np.abs(below).max()) + right
+    said = []
+    handed_out = {"model.loss": model.loss(ids)}
+    if model.backend.can_train and model.backend.precision in TRAINABLE_PRECISIONS:
+        handed_out["the loss of training"] = float(_loss_of(model, ids))
+    for name, value in handed_out.items():
+        if not abs(value - right) <= slack:
+            said.append(
+                f"A defect: {name} on {participant} is {value:.6g}, and the mean cross-entropy of the next tokens by "
+                f"its own logits is {right:.6g}."
+            )
+    return said
+
+
 def first_gradient_divergence(rows: Sequence[GradientRow]) -> GradientRow | None:
-    """The first operation above its bound, in the order of the backward pass; of its inputs the worst."""
-    above = [row for row in rows if row.ratio is not None and not row.ratio <= 1.0]
-    if not above:
+    """The first step above its bound, or else not plausible, in the order of the backward pass; of its inputs the
+    worst."""
+    wrong = [row for row in rows if row.wrong]
+    if not wrong:
         return None
-    first = _operation(above[0])
-    return max((row for row in above if _operation(row) == first), key=lambda row: row.ratio or 0.0)
+    first = _step(wrong[0])
+    return max((row for row in wrong if _step(row) == first), key=lambda row: row.ratio or 0.0)
 
 
-def _operation(row: GradientRow) -> tuple[str, str]:
+def _step(row: GradientRow) -> tuple[str, str]:
     return row.participant, row.parameter.partition(":")[0]
 
 
-def parameter_gradients(model: LanguageModel, token_ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The gradient of the mean next-token loss of token_ids [B, T + 1] for every parameter, by the model's backend."""
+def _loss_value(truth: LanguageModel, flat: dict[str, np.ndarray], token_ids: np.ndarray) -> Any:
+    constants = {"rotary": truth.params["rotary"]} if "rotary" in truth.params else {}
+    weights = next_token_weights(token_ids)
+    return weighted_loss(truth.backend, truth.config, nest(flat) | constants, token_ids, weights)
+
+
+def _compiled_loss(model: LanguageModel) -> tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]:
+    """(the loss as training computes it, its parameters, its constants)."""
     ops, config = model.backend, model.config
     params = {name: ops.asarray(array) for name, array in parameters_of(model).items()}
     constants = {"rotary": model.params["rotary"]} if "rotary" in model.params else {}
@@ -103,13 +198,27 @@ def parameter_gradients(model: LanguageModel, token_ids: np.ndarray) -> dict[str
     def loss(params: Any, constants: Any, ids: Any, weights: Any) -> Any:
         return weighted_loss(ops, config, nest(params) | constants, ids, weights)
 
+    return loss, params, constants
+
+
+def _loss_of(model: LanguageModel, token_ids: np.ndarray) -> Any:
+    ops = model.backend
+    loss, params, constants = _compiled_loss(model)
+    found = ops.compile(loss)(params, constants, ops.asarray(token_ids), ops.asarray(next_token_weights(token_ids)))
+    return ops.to_numpy(found)
+
+
+def parameter_gradients(model: LanguageModel, token_ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The gradient of the mean next-token loss of token_ids [B, T + 1] for every parameter, by the model's backend."""
+    ops = model.backend
+    loss, params, constants = _compiled_loss(model)
     run = ops.compile(ops.value_and_grad(loss))
     _, found = run(params, constants, ops.asarray(token_ids), ops.asarray(next_token_weights(token_ids)))
     return {name: ops.to_numpy(array) for name, array in found.items()}
 
 
 class Alone:
-    """The backward pass of one operation at a time, on a backend. Where that compiles, it does so once for all layers:
+    """The backward pass of one step at a time, on a backend. Where that compiles, it does so once for all layers:
     what differs from layer to layer are the numbers.
     """
 
@@ -120,48 +229,81 @@ class Alone:
     def gradients(self, call: Call, inputs: dict[str, Any], cotangent: np.ndarray) -> dict[str, np.ndarray]:
         """{input: dL/dx} at dL/dy = cotangent, that is of sum(y * cotangent), for the inputs that are learned."""
         ops, names = self.ops, list(inputs)
-        options = {name: x for name, x in inputs.items() if not isinstance(x, np.ndarray)}
-        key = (call.operation, *call.learned, *names, *options.items())
+        fixed = {name: x for name, x in inputs.items() if not isinstance(x, np.ndarray)}
+        key = (call.function, *call.learned, *names, repr(fixed), repr(call.options))
 
         def weighted(learned: Any, others: Any, cotangent: Any) -> Any:
-            given = learned | others | options
-            result = getattr(ops, call.operation)(*(given[name] for name in names))
-            return ops.xp.sum(result * cotangent)
+            given = learned | others | fixed
+            return ops.xp.sum(call.run(ops, {name: given[name] for name in names}) * cotangent)
 
         if key not in self._compiled:
             self._compiled[key] = ops.compile(ops.value_and_grad(weighted))
-        arrays = {name: ops.asarray(x) for name, x in inputs.items() if name not in options}
+        arrays = {name: _placed(ops, x) for name, x in inputs.items() if name not in fixed}
         learned = {name: arrays.pop(name) for name in call.learned}
         _, found = self._compiled[key](learned, arrays, ops.asarray(cotangent))
         return {name: ops.to_numpy(array) for name, array in found.items()}
 
 
+def _placed(ops: Any, x: np.ndarray) -> Any:
+    return ops.asarray(x, ops.xp.bool) if x.dtype == bool else ops.asarray(x)
+
+
 def _rows_of(alone: Alone, call: Call, participant: str) -> Iterator[GradientRow]:
-    """One row for each learned input of an operation."""
+    """One row for each learned input of a step."""
     precision = alone.ops.precision
     inputs = {name: _rounded(x, precision) for name, x in call.inputs.items()}
-    cotangent = _rounded(call.cotangent, precision)
+    cotangent = _rounded(np.asarray(call.cotangent), precision)
     found = alone.gradients(call, inputs, cotangent)
     errors: dict[str, list[Errors]] = {name: [] for name in call.learned}
     ratios = dict.fromkeys(call.learned, 0.0)
-    backward = getattr(gradient_bounds, call.operation)
-    # Exact mode rounds to float32 at some points inside a backward pass, as its docstrings say.
-    units = UNITS["float32" if precision == "exact" else precision]
-    for name, place, expected in backward(*inputs.values(), g=cotangent.astype(np.float64), units=units):
+    likelihoods = {name: Likelihood() for name in call.learned}
+    for name, place, expected in _expected(call, inputs, cotangent, precision):
         if name in found:
             here = found[name][place]
             errors[name].append(errors_of(here, expected.value, precision))
             ratios[name] = max(ratios[name], _largest_ratio(here, expected))
+            likelihoods[name].take(difference(here, expected.value), expected.likely)
     for name in call.learned:
-        yield GradientRow(participant, f"{call.name}: {name}", merge(errors[name]), ratios[name])
+        what = f"{call.name}: {name}" if call.is_operation else f"{call.name}: {call.function}, argument {name}"
+        seen = likelihoods[name]
+        yield GradientRow(participant, what, merge(errors[name]), ratios[name], seen.largest, seen.mean_square)
+
+
+def _expected(
+    call: Call, inputs: dict[str, Any], cotangent: np.ndarray, precision: str
+) -> Iterator[tuple[str, Any, Bounded]]:
+    """(input, place, the gradient there with its bound)."""
+    # Exact mode rounds to float32 at some points inside a backward pass, as its docstrings say.
+    named = "float32" if precision == "exact" else precision
+    steps = Steps(UNITS[named], named)
+    g = cotangent.astype(np.float64)
+    if call.is_operation:
+        yield from getattr(bounded_gradients, call.function)(*inputs.values(), g=g, steps=steps)
+        return
+    learned = {name: steps.exactly(inputs[name]) for name in call.learned}
+
+    def weighted(learned: Any) -> Any:
+        return steps.xp.sum(call.run(steps, inputs | learned) * steps.exactly(g))
+
+    def tape() -> Tape:
+        return Tape(steps.xp, RULES, CONSTANT, "The bounded reading")
+
+    _, found = value_and_grad(weighted, tape, lambda x: isinstance(x, Bounded))(learned)
+    for name, gradient in found.items():
+        bounded = steps.asarray(gradient)
+        off = tuple(
+            FORMULAS * here + units.stored * np.abs(bounded.value)
+            for here, units in zip(bounded.errors, steps.kept, strict=True)
+        )
+        yield name, ..., Bounded(bounded.value, off, steps)  # type: ignore[arg-type]
 
 
 def _rounded(x: Any, precision: str) -> Any:
     """An array of floats in the precision that its participant holds it in; anything else as it is."""
-    if not isinstance(x, np.ndarray) or x.dtype.kind != "f":
+    if not isinstance(x, (np.ndarray, np.floating)) or np.asarray(x).dtype.kind != "f":
         return x
     with np.errstate(over="ignore"):
-        return x.astype(np.float64 if precision == "float64" else np.float32)
+        return np.asarray(x).astype(np.float64 if precision == "float64" else np.float32)
 
 
 def _largest_ratio(found: np.ndarray, expected: Bounded) -> float:

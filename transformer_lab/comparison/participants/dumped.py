@@ -22,7 +22,7 @@ from transformer_lab.checkpoints.number_formats import FLOATS
 from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.checkpoints.regular_file import open_regular
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_header, read_into
-from transformer_lab.comparison.participants.participant import checked, in_order, require_precision
+from transformer_lab.comparison.participants.participant import in_order, numbers, require_precision
 from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
 from transformer_lab.memory import enough_memory, is_out_of_memory
 
@@ -31,6 +31,7 @@ KINDS = (".npz", ".safetensors")
 # The bound that applies to what is stored so: float16 has three bits more than bfloat16, and no bound of its own.
 PRECISION_OF = {"float64": "float64", "float32": "float32", "float16": "bfloat16", "bfloat16": "bfloat16"}
 _WHOLE_NUMBERS = {"I64": "<i8", "U64": "<u8", "I32": "<i4", "U32": "<u4", "I16": "<i2", "U16": "<u2"}
+WHOLE = ("int64", "uint64", "int32", "uint32", "int16", "uint16", "int8", "uint8", "bool")  # in an .npz
 _NUMPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -71,7 +72,7 @@ class Dumped:
             )
             raise InputFileError(message)
         for entry in self._runs[wanted]:
-            yield entry.name, _as_tap(entry, _read(entry), len(wanted))
+            yield entry.name, numbers(_read(entry), entry.name, str(entry.path))
 
 
 def write_dump(path: str | PathLike[str], token_ids: Any, taps: Mapping[str, Any]) -> None:
@@ -86,8 +87,8 @@ def write_dump(path: str | PathLike[str], token_ids: Any, taps: Mapping[str, Any
         message = f"{path} is not the name of a dump; it ends in {' or '.join(KINDS)}."
         raise ConfigurationError(message)
     ids = np.asarray(token_ids, np.int64)
-    arrays = {name: checked(name, array, None, len(ids), str(path)) for name, array in taps.items()}
-    arrays = {TOKEN_IDS: ids} | {name: np.ascontiguousarray(array) for name, array in in_order(arrays)}
+    arrays = {name: numbers(array, name, str(path)) for name, array in taps.items()}
+    arrays = {TOKEN_IDS: ids} | {name: np.ascontiguousarray(array) for name, array in in_order(arrays, str(path))}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as handle:
@@ -137,17 +138,12 @@ def _run(path: Path) -> tuple[tuple[int, ...], list[_Entry]]:
     if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size:
         _refuse(path, f"its {TOKEN_IDS} are {ids.dtype} {list(ids.shape)}; one row of whole numbers is expected")
     for entry in entries.values():
-        if entry.format not in PRECISION_OF:
+        if entry.format not in PRECISION_OF and entry.format not in _WHOLE_NUMBERS and entry.format not in WHOLE:
             _refuse(path, f"{quoted(entry.name)} in it has the format {entry.format}")
-        _as_tap(entry, np.broadcast_to(np.float32(0.0), entry.shape), len(ids))  # takes no memory
-    return tuple(int(token_id) for token_id in ids), [entry for _, entry in in_order(entries)]
-
-
-def _as_tap(entry: _Entry, array: np.ndarray, length: int) -> np.ndarray:
     try:
-        return checked(entry.name, array, None, length, "it")
+        return tuple(int(token_id) for token_id in ids), [entry for _, entry in in_order(entries, "it")]
     except ConfigurationError as error:
-        message = f"{entry.path}: {error}"
+        message = f"{path}: {error}"
         raise InputFileError(message) from error
 
 

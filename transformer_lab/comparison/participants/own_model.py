@@ -6,18 +6,19 @@ definition says that the taps are the same, and in exact mode they are, bit for 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from transformer_lab.backends.plain.manual import HIDDEN
 from transformer_lab.cache.contiguous import Contiguous
+from transformer_lab.config import component
 from transformer_lab.language_model import LanguageModel
-from transformer_lab.model.decoder import decoder_block, embedding, read_out, tap_names
-
-LENGTH_AXES = {"attn.q": 2, "attn.k": 2, "attn.v": 2, "attn.scores": 2, "attn.pattern": 2}  # 1 for all others
-KEYS_AXIS = 3  # of scores and pattern
-NOT_VISIBLE = {"attn.scores": -np.inf, "attn.pattern": 0.0}
+from transformer_lab.language_model.placing import placed
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.decoder import decoder_block, embedding, forward, read_out, tap_names
+from transformer_lab.model.parameters import shapes
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class OwnModel:
         compiled = ops.compile if feeding.compiled else ops.uncompiled
         inside = [name.split(".", 2)[2] for name in tap_names(config) if name.startswith("blocks.0.")]
         self._order = ["embed", *inside, "final_norm", "logits"]
+        self._axes = growing_axes(config)
 
         def run_embedding(params: Any, ids: Any, start: Any) -> Any:
             kept = Kept(ops, ["embed"])
@@ -176,17 +178,38 @@ class OwnModel:
         for name in self._order:  # a compiler may hand out a dictionary sorted by its keys
             if name not in found[0]:
                 continue
-            axis = LENGTH_AXES.get(name, 1)
+            axis, *keys = self._axes[name]
             parts = []
             for taps, piece in zip(found, pieces, strict=True):
                 part = ops.to_numpy(taps[name])[row : row + 1]
                 part = part[(slice(None),) * axis + (slice(piece.tokens),)]
-                if name in NOT_VISIBLE:
-                    part = part[..., :length]
-                    missing = length - part.shape[KEYS_AXIS]
-                    part = np.pad(part, ((0, 0),) * 3 + ((0, missing),), constant_values=NOT_VISIBLE[name])
+                for along in keys:  # of the keys: what lies behind the examined row is not visible to it
+                    part = part[(slice(None),) * along + (slice(length),)]
+                    rest = [(0, 0)] * part.ndim
+                    rest[along] = (0, length - part.shape[along])
+                    part = np.pad(part, rest, constant_values=HIDDEN.get(name.rpartition(".")[2], 0))
                 parts.append(part)
             yield prefix + name, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+
+
+def growing_axes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Of every tap of a block, by its local name, the axes that grow with the text: its tokens, and for some its keys.
+
+    They are found by looking: one block of the same kind, on one token and on two.
+    """
+    small = replace(config, num_layers=1, vocab_size=2, context_length=2, end_of_text_id=None, begin_of_text_id=None)
+    ops = component("backend", "numpy", precision="float64", ops="manual")
+    params = placed(small, ops, {name: np.full(shape, 0.01) for name, shape in shapes(small).items()})
+    seen: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for length, found in zip((1, 2), seen, strict=True):
+
+        def look(name: str, x: Any, found: dict[str, Any] = found) -> Any:
+            found[name.removeprefix("blocks.0.")] = x.shape
+            return x
+
+        forward(ops, small, params, np.zeros((1, length), np.int64), np.zeros(1, np.int64), tap=look)
+    short, long = seen
+    return {name: tuple(axis for axis, n in enumerate(shape) if n != short[name][axis]) for name, shape in long.items()}
 
 
 class Kept:

@@ -4,40 +4,17 @@
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Protocol
 
 import numpy as np
 
-from transformer_lab.errors import ConfigurationError
-from transformer_lab.ffn.dense import Dense
-from transformer_lab.model.config import ModelConfig
-from transformer_lab.model.decoder import tap_names
+from transformer_lab.errors import ConfigurationError, InputFileError, LabError
 
 PRECISIONS = ("float32", "float64", "exact", "bfloat16", "int8")
 
-# The shape of every tap for one sequence (B = 1), by the letters of docs/taps.md; S is T, since nothing is cached.
-SHAPES = {
-    "embed": "TD",
-    "norm_1": "TD",
-    "attn.q": "HTN",
-    "attn.k": "KTN",
-    "attn.v": "KTN",
-    "attn.scores": "HTT",
-    "attn.pattern": "HTT",
-    "attn.out": "TD",
-    "resid_mid": "TD",
-    "norm_2": "TD",
-    "ffn.pre": "TF",
-    "ffn.act": "TF",
-    "ffn.out": "TD",
-    "resid_post": "TD",
-    "final_norm": "TD",
-    "logits": "TV",
-}
-_PLACES = {name: place for place, name in enumerate(SHAPES)}
 _OUTSIDE = ("embed", "final_norm", "logits")
 _BLOCK = re.compile(r"blocks\.(0|[1-9]\d{0,4})\.(.+)")
 
@@ -96,9 +73,7 @@ class Function:
                 f"{self.name} returned {type(found).__name__}; a dictionary of arrays by the names of taps is expected."
             )
             raise ConfigurationError(message)
-        yield from in_order(
-            {name: checked(name, array, self.config, len(ids), self.name) for name, array in found.items()}
-        )
+        yield from in_order({name: numbers(array, name, self.name) for name, array in found.items()}, self.name)
 
 
 def require_precision(precision: str, participant: str) -> None:
@@ -107,80 +82,47 @@ def require_precision(precision: str, participant: str) -> None:
         raise ConfigurationError(message)
 
 
-def in_order(taps: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The taps in the order of the computation; those of a feed-forward network of one's own keep theirs."""
-    return iter(sorted(taps.items(), key=lambda tap: _place(tap[0])))
+def in_order(taps: Mapping[str, Any], participant: str) -> Iterator[tuple[str, Any]]:
+    """The taps, block by block. Raises ConfigurationError for a name that has not the form of one."""
+    return iter(sorted(taps.items(), key=lambda tap: _block(tap[0], participant)))
 
 
-def _place(tap: str) -> tuple[int, int]:
+def _block(tap: Any, participant: str) -> int:
+    match = _BLOCK.fullmatch(tap) if isinstance(tap, str) else None
+    if match:
+        return int(match[1])
     if tap in _OUTSIDE:
-        return (-1 if tap == "embed" else 10**6), _PLACES[tap]
-    layer, inner = _BLOCK.fullmatch(tap).groups()  # type: ignore[union-attr]  # checked
-    return int(layer), _PLACES.get(inner, _PLACES["ffn.act"])
+        return -1 if tap == "embed" else 10**6
+    near = get_close_matches(str(tap), _OUTSIDE, 1)
+    message = (
+        f"{participant} shows {tap!r}, which is no tap{f'; is {near[0]!r} meant?' if near else ' (docs/taps.md).'}"
+    )
+    raise ConfigurationError(message)
 
 
-def checked(tap: str, array: Any, config: Any, length: int, participant: str) -> np.ndarray:
-    """The array of a tap for one sequence of `length` tokens, as NumPy float32 or float64 with a batch axis of 1.
+def fitting(array: np.ndarray, tap: str, expected: Sequence[int], participant: Participant) -> np.ndarray:
+    """The array of a tap with its batch axis of 1, which may be left out. expected: the shape that it must have.
 
-    config: a ModelConfig says which taps there are and what shape each has. Anything else is as good as None: then
-    only the form of the name and the number of axes are checked.
-
-    Raises ConfigurationError, naming participant and tap, for a tap that does not exist (the nearest name is offered),
-    a shape that does not fit, or an array that does not hold real numbers.
+    Raises ConfigurationError (InputFileError for a file), naming participant and tap, for another shape.
     """
-    config = config if isinstance(config, ModelConfig) else None
-    letters = _letters(tap, config, participant)
-    array = _as_floats(array, tap, participant)
-    if letters is None:  # of a feed-forward network of one's own: only its author knows the shape
-        return array
-    if array.ndim == len(letters):
-        array = array[None]
-    expected = [1, *(_sizes(config, length).get(letter, letter) for letter in letters)]
-    if array.ndim != len(expected) or any(
-        isinstance(size, int) and size != found for size, found in zip(expected, array.shape, strict=True)
-    ):
+    shape = [1, *array.shape] if array.ndim == len(expected) - 1 else list(array.shape)
+    if shape != list(expected):
         message = (
-            f"{participant} shows {tap} as {list(array.shape)}; expected is [{', '.join(map(str, expected))}], "
+            f"{participant.name} shows {tap} as {list(array.shape)}; expected is {list(expected)}, "
             "with or without the first axis (docs/taps.md)."
         )
-        raise ConfigurationError(message)
-    return array
+        raise refusal(participant)(message)
+    return array.reshape(shape)
 
 
-def _letters(tap: Any, config: ModelConfig | None, participant: str) -> str | None:
-    """The shape of a tap by its name, or None for one that only its feed-forward network knows."""
-    match = _BLOCK.fullmatch(tap) if isinstance(tap, str) else None
-    inner = match[2] if match else tap
-    if config is None:
-        local = match is not None and inner not in _OUTSIDE and (inner in SHAPES or inner.startswith("ffn."))
-        known = local or (match is None and inner in _OUTSIDE)
-    else:
-        known = tap in tap_names(config)
-    if not known:
-        layer = match[1] if match else "0"
-        offered = (
-            tap_names(config) if config else [*_OUTSIDE, *(f"blocks.{layer}.{n}" for n in SHAPES if n not in _OUTSIDE)]
-        )
-        near = get_close_matches(str(tap), offered, 1)
-        message = (
-            f"{participant} shows {tap!r}, which is no tap{f'; is {near[0]!r} meant?' if near else ' (docs/taps.md).'}"
-        )
-        raise ConfigurationError(message)
-    if inner in ("ffn.pre", "ffn.act") and config is not None and not isinstance(config.ffn, Dense):
-        return None
-    return SHAPES.get(inner)
+def refusal(participant: Participant) -> type[LabError]:
+    """The kind of error that its taps may be."""
+    return InputFileError if participant.kind == "file" else ConfigurationError
 
 
-def _sizes(config: ModelConfig | None, length: int) -> dict[str, int]:
-    if config is None:
-        return {"T": length}
-    sizes = {"T": length, "D": config.hidden_size, "H": config.num_heads, "K": config.num_kv_heads}
-    sizes |= {"N": config.head_size, "V": config.vocab_size}
-    return sizes | ({"F": config.ffn.size} if isinstance(config.ffn, Dense) else {})
-
-
-def _as_floats(array: Any, tap: str, participant: str) -> np.ndarray:
-    """An array of any framework as float32 or float64 of NumPy; narrower floats are widened, which is exact."""
+def numbers(array: Any, tap: str, participant: str) -> np.ndarray:
+    """An array of any framework as NumPy's float32, float64, integers or booleans; narrower floats are widened, which
+    is exact."""
     if hasattr(array, "detach"):  # a torch tensor: out of the graph and off its device
         array = array.detach().cpu()
         array = array.float() if str(array.dtype) in ("torch.bfloat16", "torch.float16") else array
@@ -189,7 +131,7 @@ def _as_floats(array: Any, tap: str, participant: str) -> np.ndarray:
         array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype.name in ("bfloat16", "float16"):
         return array.astype(np.float32)
-    if array.dtype not in (np.float32, np.float64):
-        message = f"{participant} shows {tap} as {array.dtype}; float32, float64, bfloat16 or float16 is expected."
+    if array.dtype not in (np.float32, np.float64) and array.dtype.kind not in "iub":
+        message = f"{participant} shows {tap} as {array.dtype}; numbers are expected."
         raise ConfigurationError(message)
     return array

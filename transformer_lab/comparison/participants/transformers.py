@@ -160,7 +160,7 @@ class Transformers:
             stack.enter_context(Widened() if wide else nullcontext())
             ids = torch.as_tensor(np.asarray(token_ids, np.int64)[None], device=model.device)
             torch.func.functional_call(model, angles, (ids,), {"use_cache": False, OBSERVER: keep_attention})
-        for tap, _ in list(in_order(kept)):
+        for tap, _ in list(in_order(kept, self.name)):
             yield tap, kept.pop(tap)
 
 

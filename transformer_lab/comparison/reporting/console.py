@@ -40,8 +40,9 @@ def tables(report: Report) -> "list[RenderableType]":
 def _verdict(report: Report) -> "RenderableType":
     from rich.text import Text
 
-    sound = report["verdict"]["status"] == "sound"
-    word = Text("Sound. " if sound else "Defect. ", style="bold green" if sound else "bold red")
+    styles = {"sound": "bold green", "defect": "bold red", "not judged": "bold yellow"}
+    status = report["verdict"]["status"]
+    word = Text(f"{status[0].upper()}{status[1:]}. ", style=styles[status])
     return word + Text(_plain(report["verdict"]["sentence"], 2000), style="")
 
 

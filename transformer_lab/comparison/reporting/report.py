@@ -17,7 +17,7 @@ from transformer_lab.comparison.judging.gradients import GradientRow
 from transformer_lab.comparison.judging.semantics import differences
 from transformer_lab.comparison.judging.sweeps import SweepRow
 from transformer_lab.comparison.participants.participant import Participant
-from transformer_lab.comparison.reporting import verdict
+from transformer_lab.comparison.reporting.verdict import SOUND, verdict
 from transformer_lab.environment import environment
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.model.decoder import tap_names
@@ -35,6 +35,7 @@ class Part:
     continuations: Continuations | None = None
     gradients: list[GradientRow] = field(default_factory=list)
     sweeps: list[SweepRow] = field(default_factory=list)
+    loss: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, participant: Participant, examination: Examination) -> "Part":
@@ -46,13 +47,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """verdict: in a sentence. sound: whether every difference is rounding. first_divergence: the first operation above
+    """verdict: in a sentence. status: "sound", "defect" or "not judged". first_divergence: the first operation above
     its own bound, or None."""
 
     verdict: str
-    sound: bool
+    status: str
     first_divergence: Divergence | None
     content: Mapping[str, Any]
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything was judged, and every difference is rounding."""
+        return self.status == SOUND
 
     @property
     def table(self) -> list[dict[str, Any]]:
@@ -81,29 +87,33 @@ def report_of(
     prompts: Sequence[np.ndarray],
     parts: Sequence[Part],
     exactness: Exactness,
+    detached: Sequence[str],
+    sound_kl: dict[str, float],
     seconds: float,
 ) -> Report:
-    """model: the truth's."""
-    order = tap_names(model.config)
+    """model: the truth's. For detached and sound_kl see `verdict`."""
+    order = tap_order([part.examination for part in parts], tap_names(model.config))
     semantics = differences({part.facts["name"]: part.config for part in parts})
     examinations = [part.examination for part in parts]
     continued = [part.continuations for part in parts if part.continuations is not None]
-    first = verdict.first_divergence(examinations, order)
-    sentence, sound = verdict.sentences(
+    found = verdict(
         examinations,
-        first,
         exactness,
         order,
         [row for part in parts for row in part.sweeps],
         [row for part in parts for row in part.gradients],
-        [sentence for one in continued for sentence in one.wrong],
+        detached,
+        [sentence for part in parts for sentence in part.loss]
+        + [sentence for one in continued for sentence in one.wrong],
         semantics,
+        sound_kl,
     )
+    first = found.first
     content = {
         "schema": SCHEMA,
         "verdict": {
-            "status": "sound" if sound else "defect",
-            "sentence": sentence,
+            "status": found.status,
+            "sentence": found.sentence,
             "exact_identical": exactness.identical if exactness.differing else None,
         },
         "first_divergence": None if first is None else asdict(first),
@@ -123,10 +133,41 @@ def report_of(
         "text": [_text_row(one) for one in continued],
         "gradients": [row.to_dict() for part in parts for row in part.gradients],
         "sweeps": [asdict(row) for part in parts for row in part.sweeps],
+        "reached": reached(parts, prompts, model),
         "environment": environment(),
         "seconds": seconds,
     }
-    return Report(sentence, sound, first, finite(content))
+    return Report(found.sentence, found.status, first, finite(content))
+
+
+def tap_order(examinations: Sequence[Examination], known: Sequence[str]) -> list[str]:
+    """Every tap in the order of the computation, as it was met: a network of one's own may show its own in any."""
+    longest = max((found.order for found in examinations), key=len, default=[])
+    return [*longest, *(name for name in known if name not in longest)]
+
+
+def reached(parts: Sequence[Part], prompts: Sequence[np.ndarray], model: LanguageModel) -> dict[str, Any]:
+    """How far the comparison went: what it did not reach, it did not judge."""
+    ids = {int(token) for prompt in prompts for token in prompt}
+    lengths = [len(prompt) for prompt in prompts]
+    reaches = [part.examination.reach for part in parts]
+    return {
+        "lengths": lengths,
+        "positions": max(lengths),
+        "context": model.config.context_length,
+        "vocabulary": len(ids) / model.config.vocab_size,
+        "largest_value": max((reach.largest for reach in reaches), default=0.0),
+        "precisions": sorted({part.facts["precision"] for part in parts}),
+        "hidden": {part.facts["name"]: part.examination.hidden for part in parts if part.examination.hidden},
+        "unbounded": sorted({name for part in parts for name in part.examination.unbounded}),
+        "checks": [
+            {"participant": part.facts["name"], **asdict(check)}
+            for part in parts
+            if part.continuations is not None
+            for check in part.continuations.checks
+        ],
+        "judge": "The judge shares the definition of the decoder with the participants that are ours.",
+    }
 
 
 def _tap_rows(examinations: Sequence[Examination], order: Sequence[str]) -> list[dict[str, Any]]:
@@ -144,12 +185,16 @@ def _tap_rows(examinations: Sequence[Examination], order: Sequence[str]) -> list
                 "added_rms": finding.added.rms,
                 "inherited_max_abs": finding.inherited.largest,
                 "inherited_rms": finding.inherited.rms,
-                "ratio": finding.worst.ratio if finding.worst else 0.0,
+                "ratio": None if finding.unjudged else finding.worst.ratio if finding.worst else 0.0,
+                "largest_likely": None if finding.unjudged else finding.likelihood.largest,
+                "mean_square_likely": None if finding.unjudged else finding.likelihood.mean_square,
+                "margin": finding.margin,
+                "unjudged": finding.unjudged,
             }
             here.append((examination.precision, row))
         for precision, row in here:
             smallest = min(other["rms"] for same, other in here if same == precision)
-            rows.append(row | {"nearest": row["rms"] == smallest})
+            rows.append(row | {"nearest": row["rms"] == smallest and row["unjudged"] is None})
     return rows
 
 

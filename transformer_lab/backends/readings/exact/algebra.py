@@ -220,11 +220,7 @@ def _tanh(xp: Any, x: Any) -> Any:
     return xp.where(size < SMALL, small * _series(small * small, _TANH), xp.sign(x) * ((1.0 - power) / (1.0 + power)))
 
 
-def _sigmoid(xp: Any, x: Any) -> Any:
-    return 1.0 / (1.0 + xp.exp(xp.clip(-x, None, 700.0)))
-
-
-ELEMENTARY = {"exp": _exp, "expm1": _expm1, "log": _log, "log1p": _log1p, "tanh": _tanh, "sigmoid": _sigmoid}
+ELEMENTARY = {"exp": _exp, "expm1": _expm1, "log": _log, "log1p": _log1p, "tanh": _tanh}
 ELEMENTARY |= {"sin": lambda xp, x: xp.sin(x), "cos": lambda xp, x: xp.cos(x)}
 
 
@@ -298,7 +294,7 @@ def pow(ops: Any, a: Any, b: Any) -> Any:
 @function("logaddexp")
 def logaddexp(ops: Any, a: Any, b: Any) -> Any:
     pair = same_shape(ops, operand(ops, a), operand(ops, b))
-    return logsumexp(ops, ops.xp.stack(pair, axis=-1))
+    return exact.logsumexp(ops, ops.xp.stack(pair, axis=-1))
 
 
 # --- sums and products -----------------------------------------------------------------------------------------------
@@ -398,26 +394,6 @@ def prod(ops: Any, rows: Any) -> Any:
         return _settled_rows(
             ops, rows, xp.where(plain, xp.prod(rows, axis=-1), y), xp.where(plain, 0.0, bound), rounding.product
         )
-
-
-@function("logsumexp")
-def logsumexp(ops: Any, x: Any) -> Any:
-    """log(sum(exp(x))) over the last axis."""
-    rows = ops.xp.reshape(x, (-1, x.shape[-1]))
-    return ops.xp.reshape(_logsumexp(ops, rows), tuple(x.shape[:-1]))
-
-
-@step
-def _logsumexp(ops: Any, rows: Any) -> Any:
-    xp = ops.xp
-    wide = ops.cast(rows, xp.float64)
-    largest = xp.max(wide, axis=-1)
-    largest = xp.where(xp.isfinite(largest), largest, 0.0)
-    with np.errstate(all="ignore"):
-        total = _log(xp, exact.exact_sum(ops, xp.exp(wide - largest[..., None]), 1.0))
-        y = largest + total
-        bound = (WIDE / 4) * (1.0 + xp.abs(total)) + 2.0 * U * (xp.abs(largest) + xp.abs(y))
-        return _settled_rows(ops, rows, y, bound, rounding.logsumexp)
 
 
 @function("cumulative_sum")

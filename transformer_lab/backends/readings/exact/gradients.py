@@ -257,6 +257,25 @@ def relu(ops: Any, g: Any, x: Any) -> Gradients:
     return (lambda: ops.xp.where(x > 0.0, g, 0.0),)
 
 
+def sigmoid(ops: Any, g: Any, x: Any) -> Gradients:
+    """dx = round(g s (1 - s)), s = 1 / (1 + exp(-x))."""
+    return (lambda: _sigmoid_to_x(ops, g, x),)
+
+
+@exact.step
+def _sigmoid_to_x(ops: Any, g: Any, x: Any) -> Any:
+    xp = ops.xp
+    wide = ops.cast(x, xp.float64)
+    power = xp.exp(-xp.abs(wide))  # s (1 - s) is the same for x and -x
+    slope = power / ((1.0 + power) * (1.0 + power))
+    return _times_slope(ops, rounding_gradients.sigmoid, g, x, slope, 0.0 * slope, FEW)
+
+
+def logsumexp(ops: Any, g: Any, x: Any) -> Gradients:
+    """dx = round(g P); the named point is P, the softmax as it was rounded."""
+    return (lambda: algebra.multiply(ops, exact.softmax(ops, x), g[..., None]),)
+
+
 def silu(ops: Any, g: Any, x: Any) -> Gradients:
     """dx = round(g (s + x s (1 - s))), s = 1 / (1 + exp(-x))."""
 

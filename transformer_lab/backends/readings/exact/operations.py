@@ -454,6 +454,42 @@ def gelu_erf(ops: Any, x: Any) -> Any:
 
 
 @step
+def sigmoid(ops: Any, x: Any) -> Any:
+    """1 / (1 + exp(-x)), rounded."""
+    xp = ops.xp
+
+    def estimate(x: Any) -> tuple[Any, Any]:
+        y = 1.0 / (1.0 + xp.exp(xp.clip(-x, None, 700.0)))
+        return y, y * (FEW * U)
+
+    return elementwise(ops, x, estimate, rounding.sigmoid)
+
+
+def logsumexp(ops: Any, x: Any) -> Any:
+    """log(sum(exp(x))) over the last axis, rounded: [..., D] -> [...]."""
+    rows = ops.xp.reshape(x, (-1, x.shape[-1]))
+    return ops.xp.reshape(_logsumexp(ops, rows), tuple(x.shape[:-1]))
+
+
+@step
+def _logsumexp(ops: Any, rows: Any) -> Any:
+    xp = ops.xp
+    wide = ops.cast(rows, xp.float64)
+    largest = xp.max(wide, axis=-1)
+    largest = xp.where(xp.isfinite(largest), largest, 0.0)
+    with np.errstate(all="ignore"):
+        total = xp.log(exact_sum(ops, xp.exp(wide - largest[..., None]), 1.0))
+        y = largest + total
+        # total >= 0 has an absolute error of a few U, because the sum is at least 1.
+        bound = (FEW * (1.0 + xp.abs(total)) + 2.0 * (xp.abs(largest) + xp.abs(y))) * U
+
+    def again(indices: Any) -> Any:
+        return ops.on_host(rounding.logsumexp, indices, xp.take(rows, indices, axis=0))
+
+    return settle(ops, y, bound, again, AT_ONCE_ON_HOST)
+
+
+@step
 def silu(ops: Any, x: Any) -> Any:
     """x / (1 + exp(-x)), rounded."""
     xp = ops.xp

@@ -68,6 +68,14 @@ def cross_entropy(places: Any, rows: Any, g: Any, targets: Any) -> Any:
     return each(compute, places, rows, g, targets)
 
 
+def sigmoid(x: Any, g: Any) -> Any:
+    def compute(value: Any, number: Any) -> Decimal:
+        power = (-abs(Decimal(float(value)))).exp()
+        return Decimal(float(number)) * power / (1 + power) ** 2
+
+    return each(compute, x, g)
+
+
 def silu(x: Any, g: Any) -> Any:
     def compute(value: Any, number: Any) -> Decimal:
         exact = Decimal(float(value))
