@@ -43,7 +43,8 @@ Groups and their options; a leading + changes nothing:
   --version, -h, --help
 
 Every run writes result.json into its folder under outputs/ (or $TRANSFORMER_LAB_RUNS).
-Exit codes: 0 done, 2 a wrong option, 3 a bad file, 4 not available here, 1 a bug, 130 interrupted."""
+Exit codes: 0 done, 2 a wrong option, 3 a bad file, 4 not available here, 1 a bug, 130 interrupted;
+job=compare: 5 a defect, 6 not judged."""
 
 
 class _Flags(argparse.ArgumentParser):
@@ -115,7 +116,7 @@ def _run_job(settings: Settings, folder: Path, label: str, debug: bool) -> int:
             result = settings.build("job").run(replace(settings, folder=folder))
         sys.stdout.flush()
         record.write(folder, record.finished(settings, result))
-        return 0
+        return result.exit_code
     except BaseException as error:
         if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
             error = error.__context__  # rich ends the program when nobody reads its table any more

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_lab.comparison.judging.text import TextAgreement, distinct, resampled, sampler_agrees, text_agreement
+from transformer_lab.comparison.judging.resampling import resampled, sampler_agrees
+from transformer_lab.comparison.judging.text import TextAgreement, distinct, text_agreement
 from transformer_lab.generation import sampling as first_sampler
 from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import load_model
@@ -178,11 +179,14 @@ def test_a_wrong_sampler_is_found(fault):
 
 
 def test_what_rounding_leaves_open_is_undecided():
-    flat = np.zeros((1, 4), np.float32)
-    # Half of four equal candidates: whether two of them reach 0.5 is for rounding, and the third is at stake.
-    at_stake = [seed for seed in range(20) if np.random.default_rng(seed).random() > 0.7]
+    flat = np.zeros((1, 6), np.float32)
+    # Half of six equal candidates: whether three of them reach 0.5 is for rounding, and the fourth is at stake.
+    at_stake = [seed for seed in range(20) if np.random.default_rng(seed).random() > 0.8]
     assert at_stake and all(resampled(flat, [0], Sampling(1.0, top_p=0.5), seed) == [None] for seed in at_stake)
     assert sampler_agrees([0], flat, Sampling(1.0, top_p=0.5), at_stake[0]) == (None, None)
+    # Half of four is half: a quarter has no rounding.
+    for seed in at_stake:
+        assert resampled(flat[:, :4], [0], Sampling(1.0, top_p=0.5), seed) == [1]
     # 1e-20 and 2e-20 are equally likely in float64: which of them a rank prefers is open. By id there is no question.
     close = np.array([[1e-20, 2e-20]], np.float32)
     assert resampled(close, [0], Sampling(1.0, top_p=0.9), 0) == [None]
@@ -211,6 +215,26 @@ def test_logits_that_allow_no_choice_are_undecided():
     tokens = generated(logits, Sampling(1.0), 5, [])
     logits[0, 0] = np.nan
     assert resampled(logits, tokens, Sampling(1.0), 5) == [None, *tokens[1:]]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([1e-6, 1e-3, 0.03, 1.0, 1e6]),
+    st.sampled_from([rule for rule in RULES if rule != {"min_p": 1.0}]),
+)
+def test_beside_noise_what_is_decided_is_right(seed, noise, rule):
+    """From other logits, each as far off as the noise allows, the same token is drawn or the choice is open."""
+    sampling = Sampling(**{"temperature": 1.0} | rule)
+    logits, prompt = random_rows(seed, 8, 12), [3, 3, 7]
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], logits.shape)
+    tokens = generated(logits + noise * signs, sampling, seed, prompt)
+    expected = resampled(logits, tokens, sampling, seed, prompt, noise)
+    assert all(right in (None, token) for token, right in zip(tokens, expected, strict=True))
+    if noise == 1e-6:
+        assert expected.count(None) <= 1
+    if noise == 1e6:
+        assert set(expected) <= {None, *([tokens[0]] if len(set(tokens)) == 1 else [])}
 
 
 def test_the_history_is_the_participants_own():

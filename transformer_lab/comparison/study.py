@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from transformer_lab.comparison.default_prompts import default_prompts
 from transformer_lab.comparison.judging.continuations import continuations, greedy
 from transformer_lab.comparison.judging.exactness import GRADIENT, Exactness
 from transformer_lab.comparison.judging.examination import examine
@@ -32,7 +33,7 @@ LONGEST_GRADIENT = 32  # tokens: a backward pass keeps every score of every laye
 
 def compare(
     source: str | PathLike[str],
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompt | Sequence[Prompt] | None = None,
     backends: Sequence[Any] = ("numpy", "torch", "jax"),
     precision: str = "float32",
     *,
@@ -49,13 +50,13 @@ def compare(
     """Runs one model on several backends, and whoever else takes part, beside the truth: NumPy in float64, plainly.
 
     source, precision, ops: as for load_model. prompts: a text, token ids, or a list of either, none longer than the
-    context. backends: names under conf/backend, or Backend objects that are built (precision and ops are then theirs).
-    participants: others, see `participant.py`.
+    context; None is what `default_prompts.py` offers. backends: names under conf/backend, or Backend objects that are
+    built (precision and ops are then theirs). participants: others, see `participants/participant.py`.
     exact: also run the backends that were given by name in exact mode, where all must be equal bit for bit.
-    gradients: of the loss of the first LONGEST_GRADIENT tokens of the first prompt, on backends that train; in exact mode
-    they must be equal, too. sweeps: names out of `sweeps.SWEEPS`, on the first prompt. new_tokens: how far each backend
-    continues the prompts, `runs` times; no further than the context goes. options: further arguments of load_model
-    (revision, weights, seed, ffn, device).
+    gradients: of the loss of the first LONGEST_GRADIENT tokens of the first prompt, on backends that train; in exact
+    mode they must be equal, too. sweeps: names out of `sweeps.SWEEPS`, on the first prompt. new_tokens: how far each
+    backend continues the prompts, `runs` times; no further than the context goes. options: further arguments of
+    load_model (revision, weights, seed, ffn, device).
     progress(what, done, total) is called on the way.
 
     Raises ConfigurationError, InputFileError or UnavailableError; each says in words what to do.
@@ -69,6 +70,10 @@ def compare(
     chosen = dict(options or {})
     true_model = load_model(source, "numpy", "float64", "manual", **chosen)
     truth = OwnModel(true_model)
+    config = true_model.config
+    if prompts is None:
+        longest = max(1, config.context_length - new_tokens)
+        prompts = default_prompts(true_model.tokenizer, config.vocab_size, longest)
     listed: list[Any] = list(prompts) if several_prompts(prompts) else [prompts]
     if not listed:
         message = "The list of prompts is empty; give at least one."

@@ -11,24 +11,26 @@ from transformer_lab.jobs.prompts import chosen_prompt
 from transformer_lab.jobs.record import Result
 
 OUTSIDE = "transformers"
+EXIT_CODES = {"sound": 0, "defect": 5, "not judged": 6}  # by the status of a report
 
 
 @dataclass(frozen=True)
 class Compare:
     """participants: names under conf/backend, and "transformers"; None is every backend that is installed.
 
-    dump: a file or folder of activations, or None. default_prompts: what is compared if no prompt is given. The others
-    are those of `comparison.study.compare`.
+    dump: a file or folder of activations, or None. default_prompts: what is compared if no prompt is given; None is
+    what `comparison/default_prompts.py` offers. The others are those of `comparison.study.compare`. exit_zero: whatever was found, the exit code is 0.
     """
 
     participants: list[str] | None
     dump: str | None
-    default_prompts: list[str]
+    default_prompts: list[str] | None
     exact: bool
     gradients: bool
     sweeps: list[str]
     new_tokens: int
     runs: int
+    exit_zero: bool = False
 
     def run(self, settings: Settings) -> Result:
         from rich.console import Console
@@ -70,8 +72,14 @@ class Compare:
         print_report(report.to_dict(), Console(file=sys.stdout), settings.folder / "report.html")
         first = report.to_dict()["first_divergence"]
         return Result(
-            output={"verdict": report.verdict, "sound": report.sound, "first_divergence": first}
-            | {name: printable(str(settings.folder / f"report.{name}")) for name in ("json", "html")}
+            output={
+                "status": report.status,
+                "verdict": report.verdict,
+                "sound": report.sound,
+                "first_divergence": first,
+            }
+            | {name: printable(str(settings.folder / f"report.{name}")) for name in ("json", "html")},
+            exit_code=0 if self.exit_zero else EXIT_CODES[report.status],
         )
 
     def _outside(self, source: str, revision: str | None, wanted: list[str], precision: str) -> list[Any]:

@@ -25,12 +25,14 @@ TIMINGS = ("load_s", "compile_s", "first_token_s", "prefill_tokens_per_s", "deco
 class Result:
     """What a job hands back. output: its own part of the record. model: the LanguageModel it used, if it used one.
 
-    timing: values for the names in TIMINGS, as far as the job has them.
+    timing: values for the names in TIMINGS, as far as the job has them. exit_code: of a run that did its work; not 0
+    says that it found something which a script should see.
     """
 
     output: Mapping[str, Any]
     model: Any = None
     timing: Mapping[str, float | None] = field(default_factory=dict)
+    exit_code: int = 0
 
 
 def finished(settings: Settings, result: Result) -> dict[str, Any]:

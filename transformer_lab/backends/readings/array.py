@@ -149,10 +149,10 @@ class Read:
     def __ge__(self, other: Any) -> Any:
         return answered("greater_equal", (self, other), {})
 
-    def __eq__(self, other: Any) -> Any:  # type: ignore[override]
+    def __eq__(self, other: Any) -> Any:
         return answered("equal", (self, other), {})
 
-    def __ne__(self, other: Any) -> Any:  # type: ignore[override]
+    def __ne__(self, other: Any) -> Any:
         return answered("not_equal", (self, other), {})
 
     ndim = property(lambda self: len(self.shape))

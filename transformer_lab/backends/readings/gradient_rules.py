@@ -66,6 +66,13 @@ def _pow(tape: Tape, a: Any, b: Any) -> Any:
     return record(y, (a, lambda g: g * (q * p ** (q - 1))), (b, lambda g: g * y * tape.xp.log(p)))
 
 
+@rule("remainder")
+def _remainder(tape: Tape, a: Any, b: Any) -> Any:
+    """y = a - b floor(a / b): dL/da = g, dL/db = -g floor(a / b)."""
+    p, q = plain(a), plain(b)
+    return record(p % q, (a, lambda g: g), (b, lambda g: -g * (p // q)))
+
+
 @rule("maximum")
 def _maximum(tape: Tape, a: Any, b: Any) -> Any:
     """y = max(a, b): g goes to the larger one; to equal ones, half each."""
@@ -151,6 +158,13 @@ def _log2(tape: Tape, x: Any) -> Any:
     """y = log2 x: dL/dx = g / (x log 2)."""
     p = x.value
     return record(tape.xp.log2(p), (x, lambda g: g / (p * math.log(2.0))))
+
+
+@rule("log10")
+def _log10(tape: Tape, x: Any) -> Any:
+    """y = log10 x: dL/dx = g / (x log 10)."""
+    p = x.value
+    return record(tape.xp.log10(p), (x, lambda g: g / (p * math.log(10.0))))
 
 
 @rule("log1p")

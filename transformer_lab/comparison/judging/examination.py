@@ -144,8 +144,8 @@ class Reach:
 class Examination:
     """All that was found out about one participant. taps: those that it showed, in the order of the computation.
 
-    hidden: those that it did not show. order: all, as the definition comes to them. unbounded: functions of xp that have
-    no bound and that the model uses.
+    hidden: those that it did not show. order: all, as the definition comes to them. unbounded: functions of xp that the
+    model uses and that have no bound.
     """
 
     participant: str

@@ -295,7 +295,7 @@ def _expected(
             FORMULAS * here + units.stored * np.abs(bounded.value)
             for here, units in zip(bounded.errors, steps.kept, strict=True)
         )
-        yield name, ..., Bounded(bounded.value, off, steps)  # type: ignore[arg-type]
+        yield name, ..., Bounded(bounded.value, off, steps)
 
 
 def _rounded(x: Any, precision: str) -> Any:

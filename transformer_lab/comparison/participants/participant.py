@@ -93,7 +93,8 @@ def _block(tap: Any, participant: str) -> int:
         return int(match[1])
     if tap in _OUTSIDE:
         return -1 if tap == "embed" else 10**6
-    near = get_close_matches(str(tap), _OUTSIDE, 1)
+    block = re.sub(r"^\w*\.", "blocks.", str(tap))
+    near = get_close_matches(str(tap), [*_OUTSIDE, *([block] if _BLOCK.fullmatch(block) else [])], 1)
     message = (
         f"{participant} shows {tap!r}, which is no tap{f'; is {near[0]!r} meant?' if near else ' (docs/taps.md).'}"
     )

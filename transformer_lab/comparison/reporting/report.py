@@ -114,6 +114,7 @@ def report_of(
         "verdict": {
             "status": found.status,
             "sentence": found.sentence,
+            "tap": found.tap,
             "exact_identical": exactness.identical if exactness.differing else None,
         },
         "first_divergence": None if first is None else asdict(first),

@@ -23,11 +23,13 @@ SOUND, DEFECT, NOT_JUDGED = "sound", "defect", "not judged"
 
 @dataclass(frozen=True)
 class Verdict:
-    """status: one of the three above. sentence: why. first: the first operation above its bound, if that is it."""
+    """status: one of the three above. sentence: why. first: the first operation above its bound, if that is it. tap:
+    where the first defect of the forward pass is, if one is there."""
 
     status: str
     sentence: str
     first: Divergence | None
+    tap: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def verdict(
     defects += generation
     first = faults[0].divergence if faults else None
     if defects:
-        return Verdict(DEFECT, " ".join([*said, *defects]), first)
+        tap = order[faults[0].place] if faults and faults[0].place < len(order) else None
+        return Verdict(DEFECT, " ".join([*said, *defects]), first, tap)
     unjudged = [sentence for found in examinations for sentence in _unjudged(found)]
     said += _sound(examinations, exactness)
     if unjudged:
@@ -107,8 +110,8 @@ def _faults(
             f"the worst case, but {_likely(likelihood.largest, likelihood.mean_square)}."
         )
         yield Fault(order.index(tap), found.participant, sentence, found.taps[tap].worst)
-    if (tap := _unlike_others(found, order, examinations)) is not None:
-        yield Fault(order.index(tap[0]), found.participant, tap[1])
+    if (unlike := _unlike_others(found, order, examinations)) is not None:
+        yield Fault(order.index(unlike[0]), found.participant, unlike[1])
     if found.logits and "logits" in found.taps and found.taps["logits"].unjudged:
         worst, sound = max(one.kl_from_truth for one in found.logits), sound_kl.get(found.precision)
         if sound is not None and not worst <= FAR * max(sound, 1e-12):

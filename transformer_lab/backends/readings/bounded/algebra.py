@@ -231,7 +231,7 @@ def absolute(reading: Any, x: Bounded) -> Bounded:
 
 
 def _larger(errors: tuple[Any, Any], others: tuple[Any, Any]) -> tuple[Any, Any]:
-    return tuple(np.maximum(mine, theirs) for mine, theirs in zip(errors, others, strict=True))  # type: ignore[return-value]
+    return tuple(np.maximum(mine, theirs) for mine, theirs in zip(errors, others, strict=True))
 
 
 @function("maximum")
@@ -253,16 +253,15 @@ def clip(reading: Any, x: Any, min: Any = None, max: Any = None) -> Bounded:
 
 
 @function("where")
-def where(reading: Any, condition: Any, a: Any, b: Any) -> Bounded:
+def where(reading: Any, condition: Any, a: Any, b: Any) -> Any:
     """Where the condition is not sure, either may come."""
     if not isinstance(a, (Bounded, float)) and not isinstance(b, (Bounded, float)):
         a, b = (x.value if isinstance(x, Decided) else x for x in (a, b))
-        unsure = condition.unsure if isinstance(condition, Decided) else False
-        return Decided(np.where(_plain(condition), a, b), unsure, reading)  # type: ignore[return-value]
+        return Decided(np.where(_plain(condition), a, b), _unsure(condition), reading)
     a, b = lifted(reading, a), lifted(reading, b)
     chosen = _plain(condition)
     value = np.where(chosen, a.value, b.value)
-    unsure = condition.unsure if isinstance(condition, Decided) else None
+    unsure: Any = condition.unsure if isinstance(condition, Decided) else None
 
     def error(units: Units, off_a: Any, off_b: Any) -> Any:
         off = np.where(chosen, off_a, off_b)
@@ -518,7 +517,7 @@ def matmul(reading: Any, a: Any, b: Any) -> Bounded:
 
 
 def _moved_errors(x: Any, run: Callable[[Any], Any]) -> tuple[Any, Any]:
-    return tuple(run(np.broadcast_to(off, x.shape)) if np.ndim(off) else off for off in x.errors)  # type: ignore[return-value]
+    return tuple(run(np.broadcast_to(off, x.shape)) if np.ndim(off) else off for off in x.errors)
 
 
 def moved(name: str) -> Callable[..., Any]:
@@ -594,19 +593,15 @@ def _together(name: str) -> Callable[..., Any]:
     def apply(reading: Any, arrays: Sequence[Any], axis: Any = 0) -> Bounded:
         given = [lifted(reading, x) for x in arrays]
         value = run([x.value for x in given], axis=axis)
-        errors = tuple(
-            run([np.broadcast_to(x.errors[level], x.shape) for x in given], axis=axis)
-            if any(map(_inexact, given))
-            else 0.0
-            for level in (0, 1)
-        )
-        return Bounded(value, errors, reading, unjudged_of(*given))  # type: ignore[arg-type]
+
+        def error(units: Units, *off: Any) -> Any:
+            if not any(map(np.any, off)):
+                return 0.0
+            return run([np.broadcast_to(one, x.shape) for one, x in zip(off, given, strict=True)], axis=axis)
+
+        return pair(reading, value, error, *given)
 
     return apply
-
-
-def _inexact(x: Bounded) -> bool:
-    return any(bool(np.any(off)) for off in x.errors)
 
 
 FUNCTIONS["concat"], FUNCTIONS["stack"] = _together("concat"), _together("stack")

@@ -68,7 +68,7 @@ def _stored(*ways: Bounded) -> Bounded:
         off = off + units.stored * np.abs(value) + units.smallest
         return np.where(np.isnan(off), math.inf, off)  # where a step is unbounded, nothing is known
 
-    return Bounded(value, tuple(error(level, units) for level, units in enumerate(steps.kept)), steps)  # type: ignore[arg-type]
+    return Bounded(value, (error(0, steps.kept[0]), error(1, steps.kept[1])), steps)
 
 
 def _bounded(steps: Steps, value: np.ndarray, error: Callable[[Units], Any]) -> Bounded:

@@ -33,7 +33,7 @@ def linear(reading: Any, x: Bounded, kernel: Bounded, bias: Bounded | None = Non
     rows = x.value.reshape(-1, terms)
     value = rows @ kernel.value
     magnitude = np.empty_like(value)  # |x| |w|
-    squares = np.empty_like(value) if reading.levels[0].kernel else None  # the root of x^2 w^2
+    squares: Any = np.empty_like(value) if reading.levels[0].kernel else None  # the root of x^2 w^2
     size = np.abs(rows)
     for first in range(0, columns, COLUMNS):
         part = slice(first, first + COLUMNS)
@@ -43,7 +43,8 @@ def linear(reading: Any, x: Bounded, kernel: Bounded, bias: Bounded | None = Non
             squares[:, part] = np.sqrt((size * size) @ (weight * weight))
 
     def error(units: Units, off_x: Any, off_w: Any, *off_bias: Any) -> np.ndarray:
-        reached, carried = magnitude, 0.0
+        reached: Any = magnitude
+        carried: Any = 0.0
         if np.ndim(off_x):
             off_x = off_x.reshape(rows.shape)
             carried = np.empty_like(value)

@@ -106,7 +106,7 @@ class BoundedReading:
             off = tuple(
                 own + units.inner * np.abs(found.value) for own, units in zip(found.errors, self.levels, strict=True)
             )
-            return Bounded(found.value, off, self)  # type: ignore[arg-type]
+            return Bounded(found.value, off, self)
         return found
 
     def parameters(self, params: Any) -> Any:

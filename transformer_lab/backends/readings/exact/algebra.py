@@ -3,8 +3,8 @@
 Everything here works on the framework's own arrays, float32 in and float32 out; `reading.py` wraps them. Four kinds:
 
 - nothing is rounded: shapes, indexing, comparisons, selection, sorting (ties to the lower index);
-- IEEE 754 fixes the result: + - * / and the square root. XLA takes liberties with the last two in float32, so there
-  they are computed in float64 and rounded once. That is the correctly rounded
+- IEEE 754 fixes the result: + - * / and the square root. XLA takes liberties with the last two in float32, and so does
+  torch with the root, so there they are computed in float64 and rounded once. That is the correctly rounded
   float32: 53 bits are more than 2 * 24 + 1 (Figueroa, ACM SIGNUM Newsletter 30, 1995), and a quotient or a root of
   float32 keeps a distance of 2^-51 from the middle of two float32, more than a division off by two units can bridge;
 - sums and products: float64 with a bound, and an exact second look at what it leaves in doubt;
@@ -30,10 +30,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 UNCHANGED = (
     *("reshape", "permute_dims", "matrix_transpose", "moveaxis", "flip", "roll", "squeeze", "broadcast_to"),
     *("repeat", "tile", "tril", "triu", "stack", "unstack", "take", "take_along_axis"),
-    *("less", "less_equal", "greater", "greater_equal", "equal", "not_equal", "isfinite", "isnan", "isinf"),
+    *("isfinite", "isnan", "isinf"),
     *("logical_not", "logical_and", "logical_or", "any", "all", "count_nonzero", "nonzero"),
     *("abs", "sign", "floor", "max", "min", "argmax", "argmin"),
-    *("zeros_like", "ones_like", "full_like", "empty_like"),
+    *("zeros_like", "ones_like", "empty_like"),
 )
 WIDE = 256.0 * U  # elementary functions stay well within; one element in a million is then in doubt
 SMALL = 0.125  # below it a series is summed, because 1 + x would lose what matters
@@ -57,8 +57,10 @@ FUNCTIONS.update({name: _unchanged(name) for name in UNCHANGED})
 
 def operand(ops: Any, x: Any) -> Any:
     """A float32 array, or the number that is the float32 nearest to a Python number; integers become float32."""
-    if isinstance(x, (bool, int, float, np.number)):
-        return float(np.float32(x))
+    if isinstance(x, (bool, int, float, np.generic)):
+        with np.errstate(over="ignore"):
+            number = float(np.float32(x))
+        return 0.0 if abs(number) < exact.SMALLEST_NORMAL else number
     return x if x.dtype == ops.xp.float32 else ops.cast(x, ops.xp.float32)
 
 
@@ -76,8 +78,10 @@ def _arithmetic(run: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     @step
     def rounded(ops: Any, a: Any, b: Any) -> Any:
         a, b = operand(ops, a), operand(ops, b)
-        if ops.rounds_arithmetic:
-            return ops.flush(run(a, b))
+        if ops.rounds_arithmetic:  # of two arrays: torch makes number / x a product with the reciprocal of x
+            a, b = (ops.asarray(np.float32(x), ops.xp.float32) if isinstance(x, float) else x for x in (a, b))
+            with np.errstate(all="ignore"):
+                return ops.flush(run(a, b))
         a, b = (x if isinstance(x, float) else ops.cast(x, ops.xp.float64) for x in (a, b))
         return ops.flush(ops.narrow(run(a, b)))
 
@@ -110,10 +114,52 @@ for _name in ("ceil", "trunc", "round"):
 @function("sqrt")
 @step
 def sqrt(ops: Any, x: Any) -> Any:
-    if ops.rounds_arithmetic:
-        with np.errstate(invalid="ignore"):
-            return ops.flush(ops.xp.sqrt(x))
-    return ops.flush(ops.narrow(ops.xp.sqrt(ops.cast(x, ops.xp.float64))))
+    with np.errstate(invalid="ignore"):
+        return ops.flush(ops.narrow(ops.xp.sqrt(ops.cast(ops.xp.asarray(x), ops.xp.float64))))
+
+
+@function("remainder")
+@step
+def remainder(ops: Any, a: Any, b: Any) -> Any:
+    """a - b floor(a / b): the exact rest, with the sign of a, and once rounded where b is added to it."""
+    xp = ops.xp
+    a, b = (ops.cast(x, xp.float64) for x in same_shape(ops, operand(ops, a), operand(ops, b)))
+    with np.errstate(all="ignore"):
+        return ops.flush(ops.narrow(xp.remainder(a, b)))
+
+
+@function("floor_divide")
+@step
+def floor_divide(ops: Any, a: Any, b: Any) -> Any:
+    """round(floor(a / b))."""
+    xp = ops.xp
+    a, b = same_shape(ops, operand(ops, a), operand(ops, b))
+    flat = [xp.reshape(x, (-1,)) for x in (a, b)]
+    with np.errstate(all="ignore"):
+        y = xp.floor(ops.cast(a, xp.float64) / ops.cast(b, xp.float64))
+        # A smaller quotient that is no whole number is farther from one than its rounding. NumPy, torch and XLA differ
+        # in what they make of infinities.
+        size = xp.abs(y)
+        bound = xp.where(xp.logical_and(size > 2.0**24, xp.isfinite(y)), 2.0 + 8.0 * U * size, 0.0)
+
+    def again(indices: Any) -> Any:
+        return ops.on_host(rounding.quotient_floor, indices, *(xp.take(x, indices) for x in flat))
+
+    return exact.settle(ops, y, bound, again, exact.AT_ONCE_ON_HOST)
+
+
+def _compared(name: str) -> Callable[..., Any]:
+    """Numbers and integers are compared as float32, which is what is computed with."""
+    return lambda ops, a, b: getattr(ops.xp, name)(*same_shape(ops, operand(ops, a), operand(ops, b)))
+
+
+for _name in ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"):
+    FUNCTIONS[_name] = _compared(_name)
+
+
+@function("full_like")
+def full_like(ops: Any, x: Any, fill_value: Any, **options: Any) -> Any:
+    return ops.xp.full_like(x, operand(ops, fill_value), **options)
 
 
 @function("maximum")
@@ -222,6 +268,7 @@ def _tanh(xp: Any, x: Any) -> Any:
 
 ELEMENTARY = {"exp": _exp, "expm1": _expm1, "log": _log, "log1p": _log1p, "tanh": _tanh}
 ELEMENTARY |= {"sin": lambda xp, x: xp.sin(x), "cos": lambda xp, x: xp.cos(x)}
+ELEMENTARY |= {"log2": lambda xp, x: _log(xp, x) / math.log(2.0), "log10": lambda xp, x: _log(xp, x) / math.log(10.0)}
 
 
 def _elementary(name: str) -> Callable[..., Any]:
@@ -244,21 +291,11 @@ def _elementary(name: str) -> Callable[..., Any]:
 FUNCTIONS.update({name: _elementary(name) for name in ELEMENTARY})
 
 
-@function("log2")
-@step
-def log2(ops: Any, x: Any) -> Any:
-    def estimate(x: Any) -> tuple[Any, Any]:
-        with np.errstate(all="ignore"):
-            y = _log(ops.xp, x) / math.log(2.0)
-            return y, WIDE * ops.xp.abs(y)
-
-    return exact.elementwise(ops, operand(ops, x), estimate, rounding.log2)
-
-
 @function("erfc")
 @step
 def erfc(ops: Any, x: Any) -> Any:
     def estimate(x: Any) -> tuple[Any, Any]:
+        x = ops.xp.clip(x, -30.0, 30.0)  # beyond, float32 has 0 and 2
         y = _erfc(ops.xp, x)
         return y, ops.xp.abs(y) * ((2.0 * FEW + 8.0 * ops.xp.clip(x * x, None, 1500.0)) * U)
 
@@ -308,7 +345,7 @@ def rounded_sum(ops: Any, terms: Any) -> Any:
     rows = xp.reshape(exact.wide(ops, terms), (-1, count))
     y = xp.sum(rows, axis=-1)
     bound = xp.sum(xp.abs(rows), axis=-1) * (1.01 * count * exact.U)  # Higham 2002, section 4.2
-    found = exact.settle(ops, y, bound, lambda indices: exact.sum_to_odd(ops, xp.take(rows, indices, axis=0)))
+    found = exact.settle(ops, y, bound, lambda indices: exact.sum_again(ops, indices, xp.take(rows, indices, axis=0)))
     return xp.reshape(found, terms.shape[:-1])
 
 
@@ -386,14 +423,18 @@ def std(ops: Any, x: Any, axis: Any = None, correction: float = 0.0, keepdims: b
 def prod(ops: Any, rows: Any) -> Any:
     xp, count = ops.xp, rows.shape[-1]
     with np.errstate(all="ignore"):
-        y = xp.prod(ops.cast(rows, xp.float64), axis=-1)
-        # Where float64 itself may have run over or under on the way, everything is in doubt.
-        safe = xp.logical_and(xp.abs(y) > 1e-250, xp.abs(y) < 1e250)
-        plain = xp.any(xp.logical_or(rows == 0.0, xp.logical_not(xp.isfinite(rows))), axis=-1)
+        wide = ops.cast(rows, xp.float64)
+        y, size = xp.prod(wide, axis=-1), xp.abs(wide)
+        # Where float64 itself could run over or under on the way, in some order, everything is in doubt.
+        largest, smallest = (xp.prod(part, axis=-1) for part in (xp.clip(size, 1.0, None), xp.clip(size, None, 1.0)))
+        safe = xp.logical_and(largest < 1e250, smallest > 1e-250)
         bound = xp.where(safe, 1.01 * count * U * xp.abs(y), math.inf)
-        return _settled_rows(
-            ops, rows, xp.where(plain, xp.prod(rows, axis=-1), y), xp.where(plain, 0.0, bound), rounding.product
-        )
+        # 0, the infinities and NaN decide alone; of the others only the sign counts then.
+        alone = xp.logical_or(rows == 0.0, xp.logical_not(xp.isfinite(rows)))
+        signs = xp.prod(xp.where(alone, wide, xp.sign(wide)), axis=-1)
+        plain = xp.any(alone, axis=-1)
+        y = xp.where(plain, signs, xp.where(safe, y, 0.0))
+        return _settled_rows(ops, rows, y, xp.where(plain, 0.0, bound), rounding.product)
 
 
 @function("cumulative_sum")

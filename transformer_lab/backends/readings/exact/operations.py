@@ -13,7 +13,7 @@ The letters are those of `manual.py`, and U is the unit of float64's relative ro
 
 import math
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -109,26 +109,42 @@ def exact_sum(ops: Any, terms: Any, largest: float | None = None) -> Any:
     (Ozaki, Ogita, Oishi and Rump, Numerical Algorithms 59, 2012). Products of two float32 are exact terms; of others
     a compiler may fuse the last multiplication with the cut, which moves the sum by their own rounding at most.
     """
-    upper, lower = _cut_and_sum(ops, terms, largest)
-    return upper + lower
+    upper, lower = _cut(ops, terms, largest)
+    return ops.xp.sum(upper, axis=-1) + ops.xp.sum(lower, axis=-1)
 
 
-def sum_to_odd(ops: Any, terms: Any) -> Any:
-    """`exact_sum`, but a rounded sum is moved to the odd neighbour on its true side ("rounding to odd").
+def sum_again(ops: Any, indices: Any, terms: Any, scale: float = 1.0) -> Any:
+    """The second look at sums: terms [n, k], float64, each exact -> scale * (sum over the last axis) [n].
+
+    It is `exact_sum` with a bound, which is the rounding of the lower parts. Where large terms cancel and leave so
+    little that this could show, the host sums up without any rounding.
+    """
+    xp = ops.xp
+    upper, rest = _cut(ops, terms)
+    upper, lower = xp.sum(upper, axis=-1), xp.sum(rest, axis=-1)
+    off = xp.sum(xp.abs(rest), axis=-1) * (1.01 * (terms.shape[-1] + 2) * U)
+    above, value, below = (_to_odd(ops, upper, part) * scale for part in (lower + off, lower, lower - off))
+    doubtful = ops.narrow(above) != ops.narrow(below)
+    return ops.on_host(partial(rounding.sums, scale=scale), indices, value, doubtful, terms)
+
+
+def _to_odd(ops: Any, a: Any, b: Any) -> Any:
+    """a + b, where a rounded sum is moved to the odd neighbour on its true side ("rounding to odd").
 
     What is then rounded to float32 comes out as if it had been rounded once: a sum just beside the middle of two
     float32 does not fall onto it (Boldo and Melquiond, IEEE Transactions on Computers 57, 2008).
     """
     xp = ops.xp
-    upper, lower = _cut_and_sum(ops, terms)
-    total = upper + lower
-    left = (upper - total) + lower  # the exact error of that sum
+    total = a + b
+    moved = total - a
+    left = (a - (total - moved)) + (b - moved)  # the exact error of that sum (Knuth)
     unit = ops.power_of_two_above(xp.abs(total)) * U
     even = (total + 0.5 * unit) == total
     return xp.where(xp.logical_and(left != 0.0, even), total + xp.sign(left) * unit, total)
 
 
-def _cut_and_sum(ops: Any, terms: Any, largest: Any = None) -> tuple[Any, Any]:
+def _cut(ops: Any, terms: Any, largest: Any = None) -> tuple[Any, Any]:
+    """The upper and the lower part of each term."""
     xp = ops.xp
     if largest is None:
         largest = ops.power_of_two_above(xp.max(xp.abs(terms), axis=-1, keepdims=True))
@@ -137,7 +153,7 @@ def _cut_and_sum(ops: Any, terms: Any, largest: Any = None) -> tuple[Any, Any]:
     shift = largest * (1.5 * 2.0 ** (bits - 1))
     upper = terms + shift
     upper -= shift
-    return xp.sum(upper, axis=-1), xp.sum(terms - upper, axis=-1)
+    return upper, terms - upper
 
 
 # --- products --------------------------------------------------------------------------------------------------------
@@ -230,7 +246,7 @@ def products(
         found = xp.take(xp.reshape(left, (-1, terms)), row, axis=0) * xp.take(stored, column, axis=0)[:, :terms]
         if wide_bias is not None:
             found = xp.concat([found, xp.take(wide_bias, indices % out)[:, None]], axis=-1)
-        return sum_to_odd(ops, found) * scale
+        return sum_again(ops, indices, found, scale)
 
     several = row_pieces(ops, matrices, count * out)
     pieces = [(some, rows) for some in several for rows in row_pieces(ops, count, out)]
@@ -479,7 +495,7 @@ def _logsumexp(ops: Any, rows: Any) -> Any:
     largest = xp.where(xp.isfinite(largest), largest, 0.0)
     with np.errstate(all="ignore"):
         total = xp.log(exact_sum(ops, xp.exp(wide - largest[..., None]), 1.0))
-        y = largest + total
+        y = xp.where(xp.max(wide, axis=-1) == math.inf, math.inf, largest + total)
         # total >= 0 has an absolute error of a few U, because the sum is at least 1.
         bound = (FEW * (1.0 + xp.abs(total)) + 2.0 * (xp.abs(largest) + xp.abs(y))) * U
 

@@ -73,6 +73,18 @@ def raw(x: Any) -> Any:
     return x
 
 
+def _leaves(arguments: Any) -> Any:
+    for x in arguments:
+        yield from _leaves(x) if isinstance(x, (list, tuple)) else (x,)
+
+
+def _is_float_array(x: Any, xp: Any) -> bool:
+    """Whether it is an array of floats that is not read: nobody knows how it was rounded."""
+    if isinstance(x, (Read, np.generic)):
+        return False
+    return getattr(x, "dtype", None) in (xp.float32, xp.float64)
+
+
 class ExactAlgebra:
     """The namespace `xp` of exact mode."""
 
@@ -81,8 +93,12 @@ class ExactAlgebra:
 
     def __getattr__(self, name: str) -> Any:
         ops = self._ops
+        if name.startswith("_"):
+            raise AttributeError(name)
         if name in FACTS:
             return getattr(ops.inner.xp, name)
+        if name in ("linalg", "fft"):
+            refuse(f"the functions of {name}", "matmul, sum and the other functions of ops.xp")
 
         def function(*arguments: Any, **options: Any) -> Any:
             if reading_of((*arguments, *options.values())) is Recorded:
@@ -129,7 +145,13 @@ class ExactReading:
             return self.wrapped(algebra.scattered(inner, *given))
         if name == "astype":
             return self.cast(*arguments[:2])
-        if touched or name in ("where", "sqrt", "exp", "log"):  # numbers alone may go in
+        if name == "asarray":
+            return self.asarray(*arguments, **options)
+        floats = [x for x in _leaves((*arguments, *options.values())) if _is_float_array(x, inner.xp)]
+        if floats:
+            refuse("floats of the framework's own, such as a quotient of integers", "ops.asarray of them")
+        whole = name == "where" and not any(isinstance(x, (float, np.floating)) for x in given[1:])
+        if touched or (name in ("where", "sqrt", "exp", "log") and not whole):  # numbers alone may go in
             if name not in algebra.FUNCTIONS:
                 refuse(name, "the functions that docs/extending.md lists")
             return self.wrapped(algebra.FUNCTIONS[name](inner, *given, **named))
@@ -142,16 +164,18 @@ class ExactReading:
 
     def _created(self, name: str, arguments: Any, options: Any) -> Any:
         inner = self.inner
-        if name == "arange" and not all(isinstance(x, int) for x in arguments):
+        steps = (*arguments, *(options[name] for name in ("start", "stop", "step") if name in options))
+        if name == "arange" and not all(isinstance(x, (int, np.integer)) for x in steps):
             refuse("arange of floats", "arange of whole numbers, times a step")
-        if name == "asarray":
-            return self.asarray(*arguments, **options)
+        if name == "full" and isinstance(fill := options.get("fill_value", arguments[-1]), (float, np.floating)):
+            arguments, options = arguments[:1], options | {"fill_value": algebra.operand(inner, fill)}
         if "dtype" not in options and name in ("zeros", "ones", "eye", "empty"):
             options["dtype"] = inner.xp.float32
         if options.get("device") is None and inner.array_device is not None:
             options["device"] = inner.array_device
         if name == "arange" and options.get("dtype") in (inner.xp.float32, inner.xp.float64):
-            return self.wrapped(inner.cast(inner.xp.arange(*arguments, device=options.get("device")), inner.xp.float32))
+            options.pop("dtype")
+            return self.wrapped(inner.cast(inner.xp.arange(*arguments, **options), inner.xp.float32))
         return self.wrapped(getattr(inner.xp, name)(*arguments, **options))
 
     # --- the primitives ---------------------------------------------------------------------------------------------
@@ -201,7 +225,8 @@ class ExactReading:
         return target + Exact(self.inner.xp.reshape(added, tuple(target.shape)), self)
 
     def top_k(self, x: Any, k: int) -> tuple[Any, Any]:
-        indices = self.inner.top_k(raw(recorded.plain(x)), k)[1]
+        order = algebra.argsort(self.inner, raw(recorded.plain(x)), descending=True)  # NaN last, everywhere
+        indices = self.inner.cast(order[..., :k], self.inner.index_dtype)
         return self.xp.take_along_axis(x, indices, axis=-1), indices
 
     def erfc(self, x: Any) -> Any:

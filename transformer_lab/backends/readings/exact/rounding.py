@@ -173,6 +173,10 @@ def log2(x: Any) -> Any:
     return each(lambda value: Decimal(float(value)).ln() / Decimal(2).ln(), x)
 
 
+def log10(x: Any) -> Any:
+    return each(lambda value: Decimal(float(value)).log10(), x)
+
+
 def log1p(x: Any) -> Any:
     """1 + x is exact with these digits: the smallest float32 that counts is 2^-126."""
     return each(lambda value: (1 + Decimal(float(value))).ln(), x, digits=200)
@@ -234,10 +238,23 @@ def erfc(x: Any) -> Any:
 def power(bases: Any, powers: Any) -> Any:
     def compute(base: Any, power: Any) -> Decimal:
         size, exponent = abs(Decimal(float(base))), Decimal(float(power))
-        value = (exponent * size.ln()).exp()
+        value = _snapped((exponent * size.ln()).exp())
         return -value if base < 0 and int(exponent) % 2 else value
 
     return each(compute, bases, powers, digits=2 * DIGITS + 20)
+
+
+def _snapped(value: Decimal) -> Decimal:
+    """A power that lies this near to a number of 25 bits is that number: it may be the middle of two float32."""
+    mantissa, exponent = math.frexp(float(value))
+    if not math.isfinite(mantissa):
+        return value
+    near = Decimal(math.ldexp(round(math.ldexp(mantissa, 25)), exponent - 25))
+    return near if abs(near - value) < value.scaleb(-2 * DIGITS) else value
+
+
+def quotient_floor(a: Any, b: Any) -> Any:
+    return each_fraction(lambda p, q: Fraction(math.floor(Fraction(float(p)) / Fraction(float(q)))), a, b)
 
 
 # --- sums and products of rows ---------------------------------------------------------------------------------------
@@ -245,6 +262,22 @@ def power(bases: Any, powers: Any) -> Any:
 
 def fractions(row: Iterable[float]) -> list[Fraction]:
     return [Fraction(float(value)) for value in row]
+
+
+def sums(values: Any, doubtful: Any, terms: Any, scale: float = 1.0) -> Any:
+    """`values`; where they are doubtful the sum of the row of `terms`, rounded to odd in float64, times scale."""
+    found = np.array(values)
+    for place in np.flatnonzero(doubtful):
+        found[place] = _sum_to_odd(terms[place].tolist()) * scale
+    return found
+
+
+def _sum_to_odd(row: list[float]) -> float:
+    total = math.fsum(row)  # rounded once (Shewchuk)
+    left = math.fsum([*row, -total])
+    if left == 0.0 or int(np.float64(total).view(np.int64)) & 1:
+        return total
+    return math.nextafter(total, math.copysign(math.inf, left))
 
 
 def mean(rows: Any) -> Any:
@@ -270,6 +303,7 @@ def prefix(rows: Any, places: Any) -> Any:
 
 def logsumexp(rows: Any) -> Any:
     def compute(row: Any) -> Decimal:
-        return sum((Decimal(float(value)).exp() for value in row if value != -math.inf), ZERO).ln()
+        largest = Decimal(float(max(row)))
+        return largest + sum(((Decimal(float(x)) - largest).exp() for x in row if x != -math.inf), ZERO).ln()
 
     return each(compute, rows, digits=2 * DIGITS + 20)
