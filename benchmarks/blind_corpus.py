@@ -71,6 +71,8 @@ def look(bug: Bug, setting: str) -> dict[str, Any]:
         "needs": bug.needs,
         "setting": setting,
     }
+    if setting == "default" and "precision=float64" in bug.needs:  # it is planted into a float64 backend alone
+        return row | {"found": False, "placed": False, "status": "not tried", "said": bug.needs}
     try:
         with bug.plant() as given:
             report = lab.compare(**arguments(bug, given, setting))

@@ -23,7 +23,8 @@ TEXTS = (
     "The fox said to the wolf that he knew of a house in the wood where there was bread",
     "When the princess awoke, the sun",
 )
-LENGTHS = (141, 66, 17, 2)
+LENGTHS = (141, 64, 17, 2)
+REPEATED = 5  # of so many ids one stood there before, because what is used twice has two gradients
 
 
 def default_prompts(tokenizer: Any, vocab_size: int, longest: int) -> list[list[int]]:
@@ -32,8 +33,10 @@ def default_prompts(tokenizer: Any, vocab_size: int, longest: int) -> list[list[
         rows = [list(tokenizer.encode(text)) for text in TEXTS]
     else:
         drawn = np.random.default_rng(0).permutation(vocab_size)
-        rows = [
-            np.resize(np.roll(drawn, -start), length).tolist()
-            for start, length in zip((0, 150, 220, 240), LENGTHS, strict=True)
-        ]
+        rows, first = [], 0
+        for length in LENGTHS:
+            row = np.resize(np.roll(drawn, -first), length)
+            row[REPEATED::REPEATED] = row[:-REPEATED:REPEATED][: len(row[REPEATED::REPEATED])]
+            rows.append(row.tolist())
+            first += length
     return [row[:longest] for row in rows]
