@@ -3,6 +3,8 @@
 They are in no configuration: a test builds them. Each runs the plain operations.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import array_api_strict
@@ -19,6 +21,14 @@ def _locked(x: Any) -> Any:
     return x
 
 
+def _locking(run: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(run)  # exact mode reads an operation's signature
+    def locked(*arguments: Any, **named: Any) -> Any:
+        return _locked(run(*arguments, **named))
+
+    return locked
+
+
 class ReadOnlyNumpy(NumpyBackend):
     """Everything it returns is read-only: writing in place where nobody said so raises."""
 
@@ -27,8 +37,7 @@ class ReadOnlyNumpy(NumpyBackend):
     def __init__(self, precision: str = "float32", ops: Any = "manual") -> None:
         super().__init__(precision=precision, ops=ops)
         for operation in OPERATIONS:
-            run = getattr(self, operation)
-            setattr(self, operation, lambda *arguments, run=run, **named: _locked(run(*arguments, **named)))
+            setattr(self, operation, _locking(getattr(self, operation)))
 
     def asarray(self, x: Any, dtype: Any = None) -> Any:
         return _locked(super().asarray(x, dtype).copy())

@@ -54,6 +54,8 @@ def sound(layers=4, names=("numpy float32", "torch float32", "jax float32"), pro
                 {"tap": tap, "participant": name, **errors, "added_max_abs": added * 5, "added_rms": added}
                 | {"inherited_max_abs": inherited * 5, "inherited_rms": inherited}
                 | {"ratio": float(10 ** noise.uniform(-2.2, -0.4)) if tap != "embed" else 0.0, "nearest": False}
+                | {"largest_likely": float(noise.uniform(0.2, 4.0)), "mean_square_likely": float(noise.uniform(0, 0.5))}
+                | {"margin": None, "unjudged": None}
             )
         min(here, key=lambda row: row["rms"])["nearest"] = True
         rows += here
@@ -107,6 +109,7 @@ def sound(layers=4, names=("numpy float32", "torch float32", "jax float32"), pro
         ],
         "gradients": [
             {"participant": name, "parameter": parameter, **_errors(noise, depth, 1e-8), "ratio": 0.02}
+            | {"largest_likely": 0.5, "mean_square_likely": 0.1}
             for name in names
             for depth, parameter in enumerate(parameters_of(layers))
         ],
@@ -117,6 +120,24 @@ def sound(layers=4, names=("numpy float32", "torch float32", "jax float32"), pro
             for name in names
             for i, change in enumerate(("1 thread", "batch of 3", "cached, token by token"))
         ],
+        "reached": {
+            "lengths": [16, 24][:prompts] + [24] * (prompts - 2),
+            "positions": 24,
+            "context": 1024,
+            "vocabulary": 0.0123,
+            "largest_value": 12.3456,
+            "precisions": sorted({name.split()[-1] for name in names}),
+            "hidden": {
+                names[-1]: [f"blocks.{block}.attn.{tap}" for block in range(2) for tap in ("scores", "pattern")]
+            },
+            "unbounded": [],
+            "checks": [
+                {"participant": name, "check": check, "tried": f"{check} was tried", "wrong": None, "skipped": skipped}
+                for name in names
+                for check, skipped in (("greedy tokens", None), ("stop strings", "the model has no tokenizer"))
+            ],
+            "judge": "The judge shares the definition of the decoder with the participants that are ours.",
+        },
         "environment": {
             "python": "3.11.7",
             "platform": "Linux-6.1-x86_64-with-glibc2.36",
@@ -166,6 +187,28 @@ def defect():
     return report
 
 
+def unjudged():
+    """A participant that shows hidden states and logits alone, beside one in exact mode."""
+    report = sound(names=("numpy float32", "numpy exact", "theirs bfloat16"), seed=4)
+    reason = "too little is shown before it; show blocks.3.ffn.act, blocks.3.ffn.out, blocks.3.resid_post, final_norm"
+    kept = ("embed", "logits")
+    report["taps"] = [row for row in report["taps"] if row["participant"] != "theirs bfloat16" or row["tap"] in kept]
+    unknown = {"ratio": None, "largest_likely": None, "mean_square_likely": None, "nearest": False, "unjudged": reason}
+    for row in report["taps"]:
+        if row["participant"] == "theirs bfloat16" and row["tap"] == "logits":
+            row |= unknown
+        if row["participant"] == "numpy exact":
+            row["ratio"] = 0.98 if row["tap"] != "embed" else 0.0
+        if row["participant"] == "numpy float32" and row["tap"] == "blocks.1.ffn.act":
+            row["margin"] = 12.5
+    report["verdict"] |= {"status": "not judged", "sentence": f"Not judged: logits on theirs bfloat16: {reason}."}
+    taps = taps_of(4)
+    report["reached"]["hidden"] = {"theirs bfloat16": [tap for tap in taps if tap not in kept]}
+    report["reached"]["unbounded"] = ["asinh", "erfinv"]
+    report["gradients"] = [row for row in report["gradients"] if row["participant"] == "numpy float32"]
+    return report
+
+
 def hostile():
     """Names, texts and paths that somebody else chose, and numbers that are none."""
     report = sound(layers=1, names=(HOSTILE, "b" * 5000 + " float32", "عربي float32"))
@@ -182,6 +225,9 @@ def hostile():
         row |= {"token": HOSTILE, "truth_token": "\n", "margin": None}
     report["gradients"][0]["parameter"] = report["sweeps"][0]["note"] = report["sweeps"][0]["change"] = HOSTILE
     report["environment"]["variables"] = {HOSTILE: HOSTILE}
+    report["reached"]["hidden"] = {HOSTILE: [HOSTILE] * 3}
+    report["reached"]["unbounded"] = [HOSTILE]
+    report["reached"]["checks"][0] |= {"check": HOSTILE, "participant": HOSTILE, "wrong": HOSTILE}
     report["environment"]["command"] = ["python", HOSTILE]
     return report
 

@@ -1,5 +1,6 @@
 """The bounds of every operation, judged from outside: their values by torch in float64 and by NumPy's long double, what
-they promise by sums in every bad order on every backend, and what they refuse by mistakes.
+they promise by sums in every bad order on every backend, and what they refuse by mistakes. The functions of `ops.xp`
+are in `test_bounded_reading.py`.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,11 @@ from torch.nn import functional
 
 from transformer_lab.backends.frameworks import low_precision
 from transformer_lab.backends.plain import manual
-from transformer_lab.backends.readings.bounded import bounds
-from transformer_lab.backends.readings.bounded.bounds import KEPT_IN_BFLOAT16, UNITS, Bounded, exactly
+from transformer_lab.backends.readings.bounded import operations
+from transformer_lab.backends.readings.bounded.pairs import Bounded
+from transformer_lab.backends.readings.bounded.reading import BoundedReading
+from transformer_lab.backends.readings.bounded.units import KEPT_IN_BFLOAT16, UNITS
+from transformer_lab.comparison.judging.examination import Likelihood
 from transformer_lab.config import component
 
 EPSILON, SCALE, HEADS = 1e-5, 0.3, 4
@@ -92,6 +96,16 @@ def softmax_by_hand(total, x):
     return powers / total(powers)[..., None]
 
 
+def logsumexp_by_hand(total, x):
+    largest = x.max(axis=-1)
+    return largest + np.log(total(np.exp(x - largest[..., None])))
+
+
+def cross_entropy_by_hand(total, x):
+    below = x - x.max(axis=-1, keepdims=True)
+    return np.log(total(np.exp(below))) - below[np.arange(len(x)), TARGETS]
+
+
 def gelu_tanh_by_hand(total, x):
     root = np.sqrt(x.dtype.type(2.0) / x.dtype.type(np.pi))
     return x.dtype.type(0.5) * x * (1 + np.tanh(root * (x + x.dtype.type(0.044715) * x**3)))
@@ -124,8 +138,9 @@ def attention_by_hand(total, query, key, value):
 
 
 def side_by_side(heads):
-    """[B, H, T, N] -> [B, T, H N], of NumPy or torch."""
-    return heads.swapaxes(1, 2).reshape(heads.shape[0], heads.shape[2], -1)
+    """[B, H, T, N] -> [B, T, H N], of NumPy, torch or the bounded reading."""
+    turned = heads.transpose(0, 2, 1, 3) if isinstance(heads, (np.ndarray, Bounded)) else heads.swapaxes(1, 2)
+    return turned.reshape((turned.shape[0], turned.shape[1], turned.shape[2] * turned.shape[3]))
 
 
 # --- the operations by torch, which are the judge in float64 ----------------------------------------------------------
@@ -180,10 +195,23 @@ def rotary_on_backend(ops, x):
     return ops.rotary(x, ops.asarray(np.cos(angles)), ops.asarray(np.sin(angles)))
 
 
+# --- the same on the bounded reading ----------------------------------------------------------------------------------
+
+
+def rotary_bounded(reading, x):
+    angles = turns(x.shape[2])[None]
+    table = reading.turn_table({"cos": np.cos(angles), "sin": np.sin(angles)}, angles)
+    return reading.rotary(x, table["cos"], table["sin"])
+
+
+def attention_bounded(reading, query, key, value):
+    return side_by_side(reading.attention(query, key, value, np.zeros(1, np.int64), SCALE))
+
+
 @dataclass(frozen=True)
 class Operation:
     """shapes: of its inputs, by name. inexact: how many of them, from the first, may carry an error; the others are
-    parameters. bounded: of Bounded inputs and parameters. wrong: by hand, with a mistake."""
+    parameters. bounded: on a reading, of Bounded inputs. wrong: by hand, with a mistake."""
 
     shapes: dict[str, tuple[int, ...]]
     inexact: int
@@ -205,12 +233,13 @@ def forgetful(by_hand):
 
 
 ROWS = {"x": (4, TERMS)}
+TARGETS = np.array([3, 0, 31, 17])
 HEADED = {"query": (1, HEADS, 8, TERMS), "key": (1, 2, 8, TERMS), "value": (1, 2, 8, TERMS)}
 OPERATIONS = {
     "linear": Operation(
         {"x": (3, TERMS), "kernel": (TERMS, 5), "bias": (5,)},
         1,
-        bounds.linear,
+        lambda reading, *inputs: reading.linear(*inputs),
         lambda x, kernel, bias: functional.linear(x, kernel.T, bias),
         lambda ops, x, kernel, bias: ops.linear(x, kernel, bias),
         linear_by_hand,
@@ -220,7 +249,7 @@ OPERATIONS = {
     "layer_norm": Operation(
         {**ROWS, "weight": (TERMS,), "bias": (TERMS,)},
         1,
-        lambda x, weight, bias, units: bounds.layer_norm(x, weight, bias, EPSILON, units),
+        lambda reading, x, weight, bias: reading.layer_norm(x, weight, bias, EPSILON),
         lambda x, weight, bias: functional.layer_norm(x, weight.shape, weight, bias, EPSILON),
         lambda ops, x, weight, bias: ops.layer_norm(x, weight, bias, EPSILON),
         layer_norm_by_hand,
@@ -230,7 +259,7 @@ OPERATIONS = {
     "rms_norm": Operation(
         {**ROWS, "weight": (TERMS,)},
         1,
-        lambda x, weight, units: bounds.rms_norm(x, weight, EPSILON, units),
+        lambda reading, x, weight: reading.rms_norm(x, weight, EPSILON),
         lambda x, weight: functional.rms_norm(x, weight.shape, weight, EPSILON),
         lambda ops, x, weight: ops.rms_norm(x, weight, EPSILON),
         rms_norm_by_hand,
@@ -240,7 +269,7 @@ OPERATIONS = {
     "gelu_tanh": Operation(
         ROWS,
         1,
-        bounds.gelu_tanh,
+        lambda reading, *inputs: reading.gelu_tanh(*inputs),
         lambda x: functional.gelu(x, approximate="tanh"),
         lambda ops, x: ops.gelu_tanh(x),
         gelu_tanh_by_hand,
@@ -250,7 +279,7 @@ OPERATIONS = {
     "gelu_erf": Operation(
         ROWS,
         1,
-        bounds.gelu_erf,
+        lambda reading, *inputs: reading.gelu_erf(*inputs),
         functional.gelu,
         lambda ops, x: ops.gelu_erf(x),
         None,
@@ -260,7 +289,7 @@ OPERATIONS = {
     "silu": Operation(
         ROWS,
         1,
-        bounds.silu,
+        lambda reading, *inputs: reading.silu(*inputs),
         functional.silu,
         lambda ops, x: ops.silu(x),
         silu_by_hand,
@@ -270,7 +299,7 @@ OPERATIONS = {
     "relu": Operation(
         ROWS,
         1,
-        bounds.relu,
+        lambda reading, *inputs: reading.relu(*inputs),
         functional.relu,
         lambda ops, x: ops.relu(x),
         lambda total, x: np.maximum(x, 0),
@@ -280,7 +309,7 @@ OPERATIONS = {
     "softmax": Operation(
         ROWS,
         1,
-        bounds.softmax,
+        lambda reading, *inputs: reading.softmax(*inputs),
         lambda x: functional.softmax(x, dim=-1),
         lambda ops, x: ops.softmax(x),
         softmax_by_hand,
@@ -290,7 +319,7 @@ OPERATIONS = {
     "rotary": Operation(
         {"x": (1, 2, TERMS, 8)},
         1,
-        lambda x, units: bounds.rotary(x, turns(x.value.shape[-2]), units),
+        rotary_bounded,
         rotary_by_torch,
         rotary_on_backend,
         rotary_by_hand,
@@ -300,7 +329,7 @@ OPERATIONS = {
     "scores": Operation(
         {name: HEADED[name] for name in ("query", "key")},
         2,
-        lambda query, key, units: bounds.scores(query, key, visible(8, 8), SCALE, units),
+        lambda reading, query, key: operations.scores(reading, query, key, visible(8, 8), SCALE),
         scores_by_torch,
         scores_on_backend,
         scores_by_hand,
@@ -310,7 +339,7 @@ OPERATIONS = {
     "mix": Operation(
         {"pattern": (1, HEADS, 8, TERMS), "value": (1, 2, TERMS, 6)},
         2,
-        bounds.mix,
+        lambda reading, pattern, value: side_by_side(operations.mix(reading, pattern, value)),
         mix_by_torch,
         None,
         mix_by_hand,
@@ -320,19 +349,47 @@ OPERATIONS = {
     "attention": Operation(  # of which nothing is shown on the way
         HEADED,
         3,
-        lambda query, key, value, units: bounds.mix(
-            bounds.softmax(bounds.scores(query, key, visible(8, 8), SCALE, units), units), value, units
-        ),
+        attention_bounded,
         attention_by_torch,
         attention_on_backend,
         attention_by_hand,
         forgetful(attention_by_hand),
         0.005,  # every step has its own bound, and all of them are added up
     ),
+    "cross_entropy": Operation(
+        ROWS,
+        1,
+        lambda reading, x: reading.cross_entropy(x, TARGETS),
+        lambda x: functional.cross_entropy(x, of_torch(TARGETS), reduction="none"),
+        lambda ops, x: ops.cross_entropy(x, ops.asarray(TARGETS)),
+        cross_entropy_by_hand,
+        forgetful(cross_entropy_by_hand),
+        0.01,
+    ),
+    "logsumexp": Operation(
+        ROWS,
+        1,
+        lambda reading, x: reading.logsumexp(x),
+        lambda x: torch.logsumexp(x, dim=-1),
+        lambda ops, x: ops.logsumexp(x),
+        logsumexp_by_hand,
+        forgetful(logsumexp_by_hand),
+        0.01,
+    ),
+    "sigmoid": Operation(
+        ROWS,
+        1,
+        lambda reading, x: reading.sigmoid(x),
+        torch.sigmoid,
+        lambda ops, x: ops.sigmoid(x),
+        lambda total, x: 1 / (1 + np.exp(-x)),
+        lambda x: torch.nn.functional.hardsigmoid(of_torch(x)).numpy(),
+        0.02,
+    ),
     "add": Operation(
         {"a": (4, TERMS), "b": (4, TERMS)},
         2,
-        bounds.add,
+        lambda reading, a, b: a + b,
         torch.add,
         lambda ops, a, b: a + b,
         lambda total, a, b: a + b,
@@ -342,7 +399,7 @@ OPERATIONS = {
     "multiply": Operation(
         {"a": (4, TERMS), "b": (4, TERMS)},
         2,
-        bounds.multiply,
+        lambda reading, a, b: a * b,
         torch.mul,
         lambda ops, a, b: a * b,
         lambda total, a, b: a * b,
@@ -367,6 +424,15 @@ KINDS: dict[str, Callable[[Any, np.ndarray], np.ndarray]] = {
 }
 
 
+# Faults of the bounded reading that are known and open: (operation, kind of inputs).
+OPEN: set[tuple[str, str]] = set()
+
+
+def not_open(name: str, kind: str) -> None:
+    if (name, kind) in OPEN:
+        pytest.xfail("a known fault of the bounded reading")
+
+
 def inputs_of(name: str, kind: str, seed: int, dtype: Any = np.float32) -> list[np.ndarray]:
     draw = np.random.default_rng(seed)
     arrays = [draw.standard_normal(shape) for shape in OPERATIONS[name].shapes.values()]
@@ -378,12 +444,16 @@ def inputs_of(name: str, kind: str, seed: int, dtype: Any = np.float32) -> list[
 
 def bounded(name: str, inputs: list[np.ndarray], units: Any, errors: list[np.ndarray] | None = None) -> Bounded:
     """errors: of the inputs that may have one; None says that they are known."""
-    operation = OPERATIONS[name]
-    wide = [np.asarray(x, np.float64) for x in inputs]
-    for place in range(operation.inexact):
-        x = wide[place]
-        wide[place] = exactly(x, units.smallest) if errors is None else Bounded(x, errors[place])
-    return operation.bounded(*wide, units)
+    reading = reading_of(units)
+    given = [reading.exactly(x) for x in inputs]
+    for place, off in enumerate(errors or []):
+        given[place] = Bounded(inputs[place], (off, off), reading)
+    return OPERATIONS[name].bounded(reading, *given)
+
+
+def reading_of(units: Any) -> BoundedReading:
+    """Its precision decides about numbers in the code alone, which nobody here keeps in fewer bits than float32."""
+    return BoundedReading(units, "float64" if units is UNITS["float64"] else "float32")
 
 
 def largest_ratio(found: Any, expected: Bounded) -> float:
@@ -445,8 +515,9 @@ def test_gelu_is_right_where_it_is_next_to_nothing():
         normal = [mpmath.mpf(v) * mpmath.ncdf(v) for v in x]
         tanh = [mpmath.mpf(v) / (1 + mpmath.exp(-2 * mpmath.sqrt(2 / mpmath.pi) * (v + 0.044715 * v**3))) for v in x]
         silu = [mpmath.mpf(v) / (1 + mpmath.exp(-v)) for v in x]
-    for operation, expected in ((bounds.gelu_erf, normal), (bounds.gelu_tanh, tanh), (bounds.silu, silu)):
-        found = operation(exactly(x), UNITS["float64"]).value
+    reading = reading_of(UNITS["float64"])
+    for operation, expected in ((reading.gelu_erf, normal), (reading.gelu_tanh, tanh), (reading.silu, silu)):
+        found = operation(reading.exactly(x)).value
         np.testing.assert_allclose(found, np.array(expected, np.float64), rtol=3e-13)
 
 
@@ -479,11 +550,28 @@ def test_the_orders_are_sums_and_not_all_alike():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_float32_stays_below_its_bound_in_every_order(name, kind, backends):
+    not_open(name, kind)
     for seed in range(SEEDS):
         inputs = inputs_of(name, kind, seed)
         expected = bounded(name, inputs, UNITS["float32"])
         for how, found in in_float32(name, inputs, backends):
             assert largest_ratio(found, expected) <= 1.0, (how, seed)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_is_likely_holds_too(name, backends):
+    """Roundings are taken for independent: where a sum is ordinary they are, in whatever order."""
+    ways: dict[str, Likelihood] = {}
+    for seed in range(12):
+        inputs = inputs_of(name, "ordinary", seed)
+        expected = bounded(name, inputs, UNITS["float32"])
+        for how, found in in_float32(name, inputs, backends):
+            with np.errstate(invalid="ignore"):
+                apart = np.where(found == expected.value, 0.0, found - expected.value)
+            ways.setdefault(how, Likelihood()).take(apart, expected.likely)
+        assert (expected.likely <= expected.error * (1.0 + 1e-12)).all()
+    for how, seen in ways.items():
+        assert not seen.implausible, (how, seen)
 
 
 @pytest.mark.parametrize("ops", ["fused", "manual"])
@@ -493,6 +581,8 @@ def test_float32_stays_below_its_bound_on_jax(name, ops, backends):
     operation = OPERATIONS[name]
     compiled = jax.compile(lambda *arrays: operation.on_backend(jax, *arrays))
     for kind in KINDS:
+        if (name, kind) in OPEN:
+            continue
         if name == "attention" and kind == "huge":
             # XLA computes scores of 1e15 twice, a rounding of 1e8 apart: exp(score - largest score) is infinite.
             continue
@@ -509,7 +599,7 @@ def test_float32_stays_below_its_bound_on_jax(name, ops, backends):
 @given(st.data())
 def test_inputs_may_be_anywhere_within_their_errors(data):
     """The operation of moved inputs, in float32 and in float64, stays within the error that is carried on."""
-    name = data.draw(st.sampled_from(sorted(OPERATIONS)), label="operation")
+    name = data.draw(st.sampled_from(sorted({*OPERATIONS} - {name for name, _ in OPEN})), label="operation")
     kind = data.draw(
         st.sampled_from(["ordinary", "small", "large", "far from 0", "spread", "tiny", "zero"]), label="kind"
     )
@@ -535,6 +625,8 @@ def test_inputs_may_be_anywhere_within_their_errors(data):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_whatever_is_not_known_of_the_inputs_the_bound_is_a_number(name, size):
     """A NaN among bounds would be a false alarm, and infinity times 0 is one."""
+    if size > 1.0:
+        not_open(name, "not known")
     inputs = inputs_of(name, "ordinary", seed=2)
     inputs[-1].flat[::3] = 0.0
     errors = [np.full(x.shape, size) for x in inputs[: OPERATIONS[name].inexact]]
@@ -545,11 +637,12 @@ def test_whatever_is_not_known_of_the_inputs_the_bound_is_a_number(name, size):
 def test_what_leaves_a_norm_or_a_softmax_is_of_limited_size():
     """However little is known of what goes in: so too little of what was shown never makes a bound without end."""
     x = np.random.default_rng(3).standard_normal((4, TERMS))
-    unknown = Bounded(x, np.full(x.shape, 1e4))
-    weight = np.full(TERMS, 2.0)
-    assert bounds.softmax(unknown, UNITS["float32"]).error.max() <= 1.001
-    assert bounds.rms_norm(unknown, weight, EPSILON, UNITS["float32"]).error.max() <= 2.001 * 2.0 * TERMS**0.5
-    normal = bounds.layer_norm(unknown, weight, weight, EPSILON, UNITS["float32"])
+    reading = reading_of(UNITS["float32"])
+    unknown = Bounded(x, (np.full(x.shape, 1e4),) * 2, reading)
+    weight = reading.exactly(np.full(TERMS, 2.0))
+    assert reading.softmax(unknown).error.max() <= 1.001
+    assert reading.rms_norm(unknown, weight, EPSILON).error.max() <= 2.001 * 2.0 * TERMS**0.5
+    normal = reading.layer_norm(unknown, weight, weight, EPSILON)
     assert normal.error.max() <= 2.5 * 2.0 * TERMS**0.5 + 2.0 * 1e4 * TERMS * 2.0**-23 / EPSILON**0.5
 
 
@@ -607,6 +700,8 @@ BY_HAND = [name for name in OPERATIONS if OPERATIONS[name].by_hand is not None]
 @pytest.mark.parametrize("name", BY_HAND)
 def test_float64_stays_below_its_bound_and_so_does_the_truth(name):
     for kind in ("ordinary", "large", "far from 0", "spread", "zero"):
+        if (name, kind) in OPEN:
+            continue
         inputs = inputs_of(name, kind, 6, np.float64)
         expected = bounded(name, inputs, UNITS["float64"])
         with np.errstate(all="ignore"):

@@ -9,9 +9,16 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from random_models import random_arrays
 
+from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.participants.dumped import Dumped, write_dump
+from transformer_lab.comparison.participants.own_model import OwnModel
+from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
+from transformer_lab.ffn.dense import Dense
+from transformer_lab.language_model import assemble
+from transformer_lab.model.config import ModelConfig
 
 IDS = [3, 1, 4, 1]
 EXACT = np.random.default_rng(0).integers(-64, 64, (4, 6)) / 16.0  # the same in every format
@@ -36,7 +43,8 @@ def assert_shown(dump, dtype=np.float32, ids=IDS):
     assert [name for name, _ in found] == ["embed", "blocks.0.attn.scores", "logits"]
     for (name, array), expected in zip(found, (EXACT, SCORES, EXACT), strict=True):
         assert array.dtype == dtype, name
-        np.testing.assert_array_equal(array, expected[None], err_msg=name)
+        assert array.shape in (expected.shape, (1, *expected.shape))  # as it was stored
+        np.testing.assert_array_equal(array.reshape(expected.shape), expected, err_msg=name)
 
 
 @pytest.mark.parametrize("ending", [".npz", ".safetensors"])
@@ -122,7 +130,7 @@ def test_our_dumps_are_read_by_others_and_by_us(tmp_path, ending):
     found = np.load(path) if ending == ".npz" else safetensors.numpy.load_file(path)
     assert set(found) == {"token_ids", "embed", "blocks.0.attn.scores", "logits"}
     np.testing.assert_array_equal(found["token_ids"], IDS)
-    np.testing.assert_array_equal(found["blocks.0.attn.scores"], SCORES[None])
+    np.testing.assert_array_equal(found["blocks.0.attn.scores"], SCORES)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -152,9 +160,11 @@ class Unpickled:
         ({"token_ids": np.array([1.0, 2.0])}, "its token_ids are float64 [2]; one row of whole numbers"),
         ({"token_ids": np.zeros((2, 4), int)}, "its token_ids are int64 [2, 4]"),
         ({"token_ids": np.zeros(0, int)}, "its token_ids are int64 [0]"),
-        ({"token_ids": np.array(IDS), "logits": np.zeros((4, 6), np.int64)}, "'logits' in it has the format "),
+        (
+            {"token_ids": np.array(IDS), "logits": EXACT.astype(ml_dtypes.float8_e4m3fn)},
+            "'logits' in it has the format ",
+        ),
         ({"token_ids": np.array(IDS), "logit": EXACT}, ": it shows 'logit', which is no tap; is 'logits' meant?"),
-        ({"token_ids": np.array(IDS), "logits": EXACT[:3]}, ": it shows logits as [1, 3, 6]; expected is [1, 4, V]"),
     ],
 )
 def test_what_a_file_must_hold(tmp_path, ending, arrays, said):
@@ -162,6 +172,41 @@ def test_what_a_file_must_hold(tmp_path, ending, arrays, said):
     with pytest.raises(InputFileError) as error:
         Dumped(path)
     assert str(path) in str(error.value) and said in str(error.value)
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"logits": EXACT[:3]}, "shows logits as [3, 6]; expected is [1, 4, 6]"),
+        ({"blocks.0.attn.scores": SCORES}, "shows blocks.0.attn.scores as [1, 4, 4]; expected is [1, 2, 4, 4]"),
+        (
+            {"blocks.0.ffn.acts": EXACT},
+            "shows 'blocks.0.ffn.acts', which is no tap of this model; is 'blocks.0.ffn.act'",
+        ),
+        ({"blocks.7.ffn.act": EXACT}, "shows 'blocks.7.ffn.act', which is no tap of this model; is 'blocks.0.ffn.act'"),
+    ],
+)
+def test_what_has_no_place_in_the_model_is_the_files_mistake(tmp_path, ending, arrays, said):
+    config = ModelConfig(vocab_size=6, context_length=8, hidden_size=8, num_layers=1, num_heads=2, ffn=Dense(size=6))
+    ops = component("backend", "numpy", precision="float64", ops="manual")
+    truth = OwnModel(assemble(config, random_arrays(config, 0, 0.3), ops))
+    dump = Dumped(save(tmp_path / f"a{ending}", {"token_ids": np.array(IDS)} | arrays))
+    with pytest.raises(InputFileError) as error:
+        examine(dump, truth, [np.array(IDS)])
+    assert f"a{ending} {said}" in str(error.value)
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16, np.int8, np.uint8, bool])
+def test_choices_are_whole_numbers(tmp_path, ending, dtype):
+    chosen = np.array([0, 1, 1, 0], dtype)
+    path = tmp_path / f"a{ending}"
+    write_dump(path, IDS, {"blocks.0.ffn.chosen": chosen, "logits": EXACT})
+    found = dict(Dumped(path).taps(np.array(IDS)))
+    assert found["blocks.0.ffn.chosen"].dtype.kind == np.dtype(dtype).kind
+    np.testing.assert_array_equal(found["blocks.0.ffn.chosen"], chosen)
+    assert Dumped(path).precision == "float64"
 
 
 def test_files_that_are_none(tmp_path):

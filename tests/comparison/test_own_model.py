@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_models import random_arrays
 
-from transformer_lab.backends.readings.bounded.bounds import UNITS
-from transformer_lab.comparison.judging.expectation import Expectation
+from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.participants.own_model import Feeding, OwnModel
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
@@ -97,18 +96,21 @@ def test_in_float32_every_way_is_within_the_bounds(backend, ops, feeding, models
     model = models(GPT2, backend, "float32", ops)
     truth = models(GPT2, "numpy", "float64")
     expected, true = model.record(IDS), truth.record(IDS)
-    expectation = Expectation(truth.backend, GPT2, truth.params, IDS, UNITS["float32"])
     shown = []
-    for name, value in OwnModel(model, FEEDINGS[feeding]).taps(IDS):
+
+    def look_on(prompt, name, value):
         shown.append(name)
         assert value.shape == expected[name].shape
         hidden = np.isinf(true[name])
         np.testing.assert_array_equal(np.isinf(value), hidden)
-        found, exact, recorded = (np.where(hidden, 0.0, x) for x in (value, expectation.of(name).value, expected[name]))
-        assert (np.abs(found - exact) <= expectation.of(name).error).all(), name
+        found, recorded = (np.where(hidden, 0.0, x) for x in (value, expected[name]))
         assert np.abs(found - recorded).max() <= 1e-5 * np.abs(recorded).max(), name
-        expectation.see(name, value)
-    assert shown == list(expected)
+
+    examined = examine(OwnModel(model, FEEDINGS[feeding]), OwnModel(truth), [IDS], look_on)
+    assert shown == list(expected) == list(examined.taps)
+    assert examined.first_divergence() is None and examined.first_implausible() is None
+    assert all(finding.worst.ratio <= 1.0 and finding.unjudged is None for finding in examined.taps.values())
+    assert set(examined.hidden) == set(tap_names(GPT2)) - set(expected)
 
 
 @pytest.mark.parametrize("feeding", FEEDINGS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import report_cases
-from report_cases import defect, hostile, large, sound
+from report_cases import defect, hostile, large, sound, unjudged
 from rich.console import Console
 
 from transformer_lab.comparison.reporting.console import print_report, tables
@@ -26,7 +26,7 @@ def row_of(text, begin):
     return next(cells(line) for line in text.splitlines() if line.lstrip().startswith(begin))
 
 
-@pytest.mark.parametrize("case", ["sound", "defect", "hostile", "empty", "large"])
+@pytest.mark.parametrize("case", ["sound", "defect", "unjudged", "hostile", "empty", "large"])
 def test_it_fits_80_columns_and_steers_nothing(case):
     text = printed(getattr(report_cases, case)())
     assert max(map(len, text.splitlines())) <= 80
@@ -71,7 +71,28 @@ def test_sweeps_stand_below_their_participant():
     report["sweeps"] *= 20
     assert "And 120 more rows in report.json." in " ".join(printed(report).split())
     report["sweeps"] = []
-    assert "one thing changed" not in printed(report) and len(tables(report)) == 2
+    assert "one thing changed" not in printed(report) and len(tables(report)) == 3
+
+
+def test_what_was_not_judged_is_said_once_and_what_was_reached_in_a_line_or_two():
+    text = " ".join(printed(unjudged()).split())
+    assert text.startswith("Not judged. logits on theirs bfloat16: too little is shown before it; show blocks.3.")
+    lines = printed(unjudged()).rstrip().splitlines()
+    begin = next(place for place, line in enumerate(lines) if line.startswith("Reached: "))
+    assert len(lines) - begin <= 5
+    said = " ".join(" ".join(lines[begin:]).split())
+    assert said == (
+        "Reached: prompts of 16 to 24 tokens, positions up to 24 of 1,024, 1.23% of the vocabulary, values up to 12; "
+        "bfloat16, exact, float32. Not shown: 53 taps. Without a bound: asinh, erfinv. Checks of generation: 3 tried, "
+        "3 not."
+    )
+    report = sound()
+    report["reached"] |= {"lengths": [1], "positions": 1, "hidden": {}, "checks": []}
+    assert " ".join(printed(report).split()).endswith(
+        "Reached: prompts of 1 token, positions up to 1 of 1,024, 1.23% of the vocabulary, values up to 12; float32."
+    )
+    del report["reached"]
+    assert "Reached" not in printed(report)
 
 
 def test_what_was_not_tried_says_why_once():

@@ -16,7 +16,7 @@ ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-CASES = ("sound", "defect", "hostile", "empty", "large")
+CASES = ("sound", "defect", "unjudged", "hostile", "empty", "large")
 UNFOLD = "details => details.forEach(element => element.open = true)"
 
 # The lowest contrast of any text on the page (WCAG 2.2, 1.4.3), with the text. The ground is the nearest colour behind

@@ -11,6 +11,7 @@ from reference_models import save_gpt2, save_llama
 
 import transformer_lab as lab
 from transformer_lab.comparison.judging.examination import examine
+from transformer_lab.comparison.judging.gradient_calls import parameters_of
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.comparison.participants.participant import Function
 from transformer_lab.config import component
@@ -41,7 +42,13 @@ def test_the_report_of_a_sound_model(report, folder):
         "Identical in exact mode on numpy and torch, gradients too. Float32 differences are rounding"
     )
     content = report.to_dict()
-    assert content["verdict"] == {"status": "sound", "sentence": report.verdict, "exact_identical": True}
+    assert content["verdict"] == {
+        "status": "sound",
+        "sentence": report.verdict,
+        "tap": None,
+        "exact_identical": True,
+    }
+    assert report.status == "sound"
     assert [row["name"] for row in content["participants"]] == [
         "numpy float32",
         "torch float32",
@@ -137,8 +144,10 @@ def test_three_backends_and_grouped_queries(tmp_path):
 BACKENDS = ("numpy", "torch", "jax")
 
 
-def test_a_defect_of_the_shared_definition_is_found(folder, monkeypatch):
-    """All backends make it, and the truth too: what is left is that it is not what the definition says."""
+def test_a_defect_of_the_shared_definition_takes_an_outsider(folder, monkeypatch):
+    """All backends make it, the truth and the judge too, and the report says that it shares it with them. Beside
+    somebody else's program it is seen where it begins."""
+    from transformer_lab.comparison.participants.transformers import Transformers
     from transformer_lab.model import decoder
 
     right = decoder.normalise
@@ -147,9 +156,13 @@ def test_a_defect_of_the_shared_definition_is_found(folder, monkeypatch):
         return right(ops, replace(config, norm_epsilon=1e-4), params, x)
 
     monkeypatch.setattr(decoder, "normalise", wrong)
-    found = lab.compare(folder, IDS, ["numpy", "torch"], new_tokens=0)
+    alone = lab.compare(folder, IDS, ["numpy", "torch"], new_tokens=0)
+    assert alone.sound
+    assert "shares the definition of the decoder" in alone.to_dict()["reached"]["judge"]
+    found = lab.compare(folder, IDS, ["numpy"], exact=False, new_tokens=0, participants=[Transformers(folder)])
     assert not found.sound
     assert found.first_divergence.tap == "blocks.0.norm_1"
+    assert found.first_divergence.participant == "transformers float32"
 
 
 def test_a_single_backend_in_exact_mode_is_said_to_be_alone(folder):
@@ -159,8 +172,9 @@ def test_a_single_backend_in_exact_mode_is_said_to_be_alone(folder):
 
 
 def test_configurations_that_differ_are_said_first(folder):
-    model = lab.load_model(folder)
-    model.config = replace(model.config, norm_epsilon=1e-3)
+    sound = lab.load_model(folder)
+    config = replace(sound.config, norm_epsilon=1e-3)
+    model = assemble(config, parameters_of(sound), component("backend", "numpy", precision="float32", ops="manual"))
     other = Function("theirs", model.record, config=model.config)
     found = lab.compare(folder, IDS, ["numpy"], exact=False, new_tokens=0, participants=[other])
     assert found.verdict.startswith("The configurations differ: norm_epsilon is")
@@ -174,9 +188,13 @@ def test_a_participant_with_the_logits_alone_is_judged(folder):
         only = Function("theirs", lambda ids: {"logits": change(model.logits(ids))})
         return lab.compare(folder, IDS, ["numpy"], exact=False, new_tokens=0, participants=[only])
 
-    assert of(lambda logits: logits).sound
+    right = of(lambda logits: logits)
+    assert right.status == "not judged"  # the bounds of so many operations are wide
+    assert right.verdict.startswith("Not judged: logits on theirs: too little is shown before it; show blocks.1.")
+    (row,) = (row for row in right.table if row["participant"] == "theirs")
+    assert row["ratio"] is None and not row["nearest"] and row["unjudged"] in right.verdict
     wrong = of(lambda logits: logits + 0.01 * (np.arange(logits.shape[-1]) % 2))
-    assert not wrong.sound and wrong.first_divergence is None  # the bounds of so many operations are wide
+    assert wrong.status == "defect" and wrong.first_divergence is None
     assert wrong.verdict.startswith("A defect at or before logits on theirs: its error is")
 
 
@@ -204,9 +222,11 @@ def test_a_network_of_somebodys_own_takes_part(folder):
 
     right = of(SquaredReLU())
     assert right.sound and right.to_dict()["exact"]["identical"]
+    assert all(row["unjudged"] is None for row in right.table)
     wrong = of(SquaredReLU(wrong="torch"))
-    assert not wrong.sound
-    assert "A defect at or before blocks.0.ffn.act on torch float32" in wrong.verdict
+    assert wrong.status == "defect" and wrong.first_divergence.tap == "blocks.0.ffn.act"
+    assert "A defect: blocks.0.ffn.act on torch exact" in wrong.verdict
+    assert "Something differs on torch float32, too." in wrong.verdict
 
 
 def test_two_of_a_name_are_told_apart(folder):

@@ -67,10 +67,15 @@ CASES: dict[str, dict[str, Case]] = {
     "gelu_erf": ELEMENTWISE,
     "relu": ELEMENTWISE,
     "silu": ELEMENTWISE,
+    "sigmoid": ELEMENTWISE,
     "softmax": {
         "rows": Case(lambda d: {"x": normal(d, 3, 4, 31) * 4}),
         "masked": Case(lambda d: {"x": np.where(np.tri(9, dtype=bool), normal(d, 9, 9), -np.inf)}),
         "large": Case(lambda d: {"x": normal(d, 2, 12) * 10 + 1000}),
+    },
+    "logsumexp": {
+        "rows": Case(lambda d: {"x": normal(d, 3, 4, 31) * 4}),
+        "large": Case(lambda d: {"x": normal(d, 2, 12) * 10 + 100}),
     },
     "rotary": {
         "heads": Case(lambda d: {"x": normal(d, 2, 3, 4, 8), "cos": normal(d, 2, 4, 4), "sin": normal(d, 2, 4, 4)})

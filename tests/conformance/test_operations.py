@@ -100,6 +100,8 @@ def outside(operation: str, arrays: list[np.ndarray], options: tuple) -> np.ndar
         "gelu_erf": lambda: functional.gelu(x),
         "relu": lambda: functional.relu(x),
         "silu": lambda: functional.silu(x),
+        "sigmoid": lambda: torch.sigmoid(x),
+        "logsumexp": lambda: torch.logsumexp(x, dim=-1),
         "softmax": lambda: functional.softmax(x, dim=-1),
         "cross_entropy": lambda: functional.cross_entropy(
             x.reshape(-1, x.shape[-1]), tensors[1].reshape(-1), reduction="none"
@@ -189,6 +191,8 @@ WRONG = {
     "gelu_erf": lambda ops, x: 0.5 * x * (1 + np.tanh(0.7978845608 * (x + 0.044715 * x**3))),
     "relu": lambda ops, x: np.abs(x),
     "silu": lambda ops, x: x * scipy.special.expit(1.01 * x),
+    "sigmoid": lambda ops, x: 1.0 / (1.0 + np.exp2(-1.44 * x)),
+    "logsumexp": lambda ops, x: x.max(axis=-1),
     "softmax": lambda ops, x: np.exp(x - x.max()) / np.exp(x - x.max()).sum(axis=-2, keepdims=True),
     "rotary": lambda ops, x, cos, sin: x,
     "attention": lambda ops, q, k, v, start, scale: ops_without_mask(q, k, v, scale),

@@ -10,7 +10,7 @@ from derivatives import apart, central_differences, flattened
 from tolerances import FINITE_DIFFERENCE, GRADIENT, GRADIENT_BY_HAND
 
 from transformer_lab.backends.plain import gradients
-from transformer_lab.backends.readings.recording import record
+from transformer_lab.backends.readings.recorded import record
 from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.dense import Dense

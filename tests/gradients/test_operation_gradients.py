@@ -10,7 +10,8 @@ from tolerances import FINITE_DIFFERENCE, GRADIENT, GRADIENT_BY_HAND
 
 from transformer_lab.backends.base import OPERATIONS
 from transformer_lab.backends.plain import gradients
-from transformer_lab.backends.readings.recording import Recorded, record
+from transformer_lab.backends.readings.gradient_rules import CONSTANT, RULES
+from transformer_lab.backends.readings.recorded import Recorded, Tape, record
 from transformer_lab.config import component
 
 ALL = [(operation, title) for operation in OPERATIONS for title in CASES[operation]]
@@ -85,7 +86,7 @@ def test_the_value_is_that_of_the_forward_computation(operation):
     for ops in (numpy_backend(), numpy_backend("manual")):
         for title, case in CASES[operation].items():
             inputs = case.inputs(np.random.default_rng(7))
-            tape = []
+            tape = Tape(ops.xp, RULES, CONSTANT, "A test")
             recorded = [Recorded(x, tape) if x.dtype.kind == "f" else x for x in inputs.values()]
             found = getattr(ops, operation)(*recorded, *case.options).value
             plain = getattr(ops, operation)(*inputs.values(), *case.options)

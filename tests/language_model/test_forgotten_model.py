@@ -18,11 +18,14 @@ USES = {
 }
 
 
+@pytest.mark.parametrize("precision", ["float32", "exact"])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("use", USES)
-def test_a_forgotten_model_is_gone(plain, backend, use):
-    model = lab.load_model(plain[0], backend=backend)
-    weights = weakref.ref(model.params["embed"]["token"])
+def test_a_forgotten_model_is_gone(plain, backend, use, precision):
+    model = lab.load_model(plain[0], backend=backend, precision=precision)
+    table = model.params["embed"]["token"]
+    weights = weakref.ref(table.value if precision == "exact" else table)
+    del table
     USES[use](model)
     assert weights() is not None
     del model

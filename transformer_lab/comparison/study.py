@@ -88,11 +88,15 @@ def compare(
     parts: list[Part] = []
     true_gradients: list[TrueGradients] = []
     detached: list[str] = []
+    without_gradient: list[str] = []
     if gradients and len(ids[0]) > 1:
         if progress:
             progress("gradients of the truth", 0, total)
-        true_gradients.append(TrueGradients(true_model, ids[0][: LONGEST_GRADIENT + 1]))
-        detached = true_gradients[0].detached()
+        try:
+            true_gradients.append(TrueGradients(true_model, ids[0][: LONGEST_GRADIENT + 1]))
+            detached = true_gradients[0].detached()
+        except ConfigurationError as error:  # a function without a gradient, in somebody's own network
+            without_gradient.append(f"Not judged: the gradients: {error}")
 
     def own_part(backend: Any, wanted: str, folder: Path, bits: Exactness) -> Part:
         """All about one of our models, which is forgotten with this call."""
@@ -124,11 +128,14 @@ def compare(
                     bits.look_on(0, f"{GRADIENT}{name}", gradient)
 
             # Beside another precision, exact mode answers one question alone: are the gradients the same everywhere?
-            part.gradients = compare_gradients(
-                model, true_gradients[0], own.name, look_on_gradient, steps=wanted == precision
-            )
+            try:
+                part.gradients = compare_gradients(
+                    model, true_gradients[0], own.name, look_on_gradient, steps=wanted == precision
+                )
+            except ConfigurationError as error:  # one of this backend's functions has none
+                without_gradient.append(f"Not judged: the gradients of {own.name}: {error}")
         if len(ids[0]) > 1:
-            part.loss = wrong_loss(model, own.name, ids[0])
+            part.loss = wrong_loss(model, own.name, ids[0], training=gradients)
         again = partial(load_model, source, backend, **{"precision": wanted, "ops": ops, **chosen})
         load = again if isinstance(backend, str) else None
         part.sweeps = list(sweep(sweeps, model, own.name, load, truth, ids[0], plain))
@@ -152,7 +159,7 @@ def compare(
         and (kl := _sound_kl(source, part.examination.precision, true_model, ids, chosen)) is not None
     }
     seconds = time.perf_counter() - begin
-    return report_of(true_model, precision, texts, ids, parts, bits, detached, sound_kl, seconds)
+    return report_of(true_model, precision, texts, ids, parts, bits, detached, without_gradient, sound_kl, seconds)
 
 
 def _sound_kl(

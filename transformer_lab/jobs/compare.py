@@ -19,7 +19,8 @@ class Compare:
     """participants: names under conf/backend, and "transformers"; None is every backend that is installed.
 
     dump: a file or folder of activations, or None. default_prompts: what is compared if no prompt is given; None is
-    what `comparison/default_prompts.py` offers. The others are those of `comparison.study.compare`. exit_zero: whatever was found, the exit code is 0.
+    what `comparison/default_prompts.py` offers. exit_zero: whatever was found, the exit code is 0. The others are those
+    of `comparison.study.compare`.
     """
 
     participants: list[str] | None

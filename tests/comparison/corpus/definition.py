@@ -63,13 +63,18 @@ def blocks_by_their_names(right: Any, flat: Any) -> dict[str, Any]:
     return tree
 
 
+def head_of(ops: Any, params: Any) -> Any:
+    """The head's kernel, or the embedding turned, as the decoder has it."""
+    return params["head"]["kernel"] if "head" in params else ops.xp.permute_dims(params["embed"]["token"], (1, 0))
+
+
 def no_final_norm(right: Any, ops: Any, config: Any, params: Any, x: Any, tap: Any) -> Any:
-    return tap("logits", ops.linear(tap("final_norm", x), params["head"]["kernel"]))
+    return tap("logits", ops.linear(tap("final_norm", x), head_of(ops, params)))
 
 
 def default_epsilon_at_the_end(right: Any, ops: Any, config: Any, params: Any, x: Any, tap: Any) -> Any:
     x = tap("final_norm", ops.rms_norm(x, params["final_norm"]["weight"], 1e-6))
-    return tap("logits", ops.linear(x, params["head"]["kernel"]))
+    return tap("logits", ops.linear(x, head_of(ops, params)))
 
 
 def block(second: Any, stream: Any) -> Any:

@@ -27,9 +27,10 @@ from transformer_lab.language_model.placing import add_derived
 from transformer_lab.model.decoder import forward
 
 ADDITIONS = ("embed", "resid_mid", "resid_post")
-# Of the values: where a bound is wider than that, too little was shown before it to judge an operation. Bounds of
-# float32 on what was shown are some 1e-6 of them; with kernels of few bits what is likely counts, some 1e-2.
+# Of the values: where the likely error is wider than that, too little was shown before it to judge an operation. That of
+# float32 on what was shown is some 1e-7 of them; with kernels of few bits some 1e-2.
 VAGUE, VAGUE_IN_FEW_BITS = 0.01, 0.1
+FLUSHED = 2.0**-100  # a bound below that is about numbers that are taken for 0
 MASKED = -1e3  # a score that low hides its key as -inf does
 
 
@@ -234,7 +235,8 @@ class _Judge:
         self.prompt, self.look_on = prompt, look_on
         self.shown, self.true = Shelf(participant.taps(token_ids)), Shelf(truth.taps(token_ids))
         self.names: list[str] = []
-        self.since: list[str] = []  # the taps that were not shown since the last that was
+        self.hidden: list[str] = []  # the taps that were not shown
+        self.since: list[str] = []  # and those of them since the last that was
         reach = examination.reach
         reach.longest = max(reach.longest, len(token_ids))
         reach.ids.update(np.asarray(token_ids).tolist())
@@ -244,6 +246,7 @@ class _Judge:
         true, value = np.asarray(self.true.take(name)), self.shown.take(name)
         if value is None:
             self.since.append(name)
+            self.hidden.append(name)
             if name not in self.examination.hidden:
                 self.examination.hidden.append(name)
             return expected
@@ -292,11 +295,12 @@ class _Judge:
         if expected.unjudged:
             return expected.unjudged
         few_bits = self.reading.levels[0].kernel > 0.0
-        off, limit = (expected.likely, VAGUE_IN_FEW_BITS) if few_bits else (expected.error, VAGUE)
-        if _size(off) <= limit * _size(expected.value):
+        limit = VAGUE_IN_FEW_BITS if few_bits else VAGUE
+        if _size(expected.likely) <= max(limit * _size(expected.value), FLUSHED):
             return None
-        missing = ", ".join(self.since[-4:])
-        return f"too little is shown before it; show {missing}" if missing else "its bound is as wide as its values"
+        if not self.hidden:  # all is shown: nothing sharper can be said of this operation in this precision
+            return None
+        return f"too little is shown before it; show {', '.join((self.since or self.hidden)[-4:])}"
 
     def _keep_worst(
         self, name: str, value: np.ndarray, expected: Bounded, added: np.ndarray, finding: TapFinding

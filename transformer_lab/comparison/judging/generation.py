@@ -21,7 +21,7 @@ from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.tokenizers.stream_decoder import RedecodingStreamDecoder
 
-DRAWN = Sampling(temperature=1.0, top_k=8)  # without the many rare tokens, which noise would leave open
+DRAWN = Sampling(temperature=0.8, top_k=8)  # without the many rare tokens, which noise would leave open
 # The first makes a row avoid what it has seen, the second return to it; in both, what another row saw would be noticed.
 PENALTIES = (1.8, 0.4)
 LONGEST = 16  # tokens of the longest row, where a cache is as long as what is asked for, and so always filled

@@ -27,6 +27,9 @@ MOVES = {
 }
 
 
+PLANS = {operation: signature(getattr(manual, operation)) for operation in OPERATIONS}
+
+
 @dataclass
 class Call:
     """One step, once.
@@ -113,7 +116,7 @@ class _Noting:
 
 
 def _seen(ops: Any, operation: str, notes: "_Notes") -> Callable[..., Any]:
-    run, plan = getattr(ops, operation), signature(getattr(manual, operation))
+    run, plan = getattr(ops, operation), PLANS[operation]
 
     def seen(*arguments: Any, **named: Any) -> Any:
         given = dict(plan.bind(ops, *arguments, **named).arguments)

@@ -30,13 +30,15 @@ from transformer_lab.comparison.judging.gradient_calls import (
 )
 from transformer_lab.comparison.judging.metrics import Errors, errors_of, merge
 from transformer_lab.language_model import LanguageModel
+from transformer_lab.model.decoder import forward
 from transformer_lab.model.parameters import nest
 from transformer_lab.training.step import TRAINABLE_PRECISIONS, weighted_loss
 
 # Functions of xp have more than one formula for their gradient; each takes no more than twice as many roundings.
 FORMULAS = 2.0
 DIRECTIONS = 2
-STEP = 1e-5  # of central differences, relative to each parameter's size; their own error is some 1e-9 then
+STEP = 1e-5  # of central differences, relative to each parameter's size; their own error is some 1e-9 then,
+FINER = 0.1  # and where the loss is too curved for it, a step finer by this says how far they may be off
 DETACHED = 1e-3  # of the size of a gradient along a direction: what central differences may be apart
 LOSS_SLACK = 64.0  # roundings that a mean of cross-entropies may be apart from the same in float64
 
@@ -70,6 +72,8 @@ class GradientRow:
             "parameter": self.parameter,
             **self.errors.measures(),
             "ratio": self.ratio,
+            "largest_likely": None if self.ratio is None else self.largest,
+            "mean_square_likely": None if self.ratio is None else self.mean_square,
         }
 
 
@@ -106,12 +110,20 @@ class TrueGradients:
         """Whether the gradient along the directions of these parameters is the slope of the loss."""
         parts = [float(np.sum(self.parameters[name] * directions[name])) for name in names]
         size = float(np.sqrt(sum(np.sum(np.square(self.parameters[name] * directions[name])) for name in names)))
-        sides = []
-        for sign in (1.0, -1.0):
-            moved = {name: x + sign * STEP * directions[name] if name in names else x for name, x in flat.items()}
-            sides.append(float(_loss_value(self.truth, moved, self.token_ids)))
-        slope = (sides[0] - sides[1]) / (2.0 * STEP)
-        return abs(slope - sum(parts)) <= DETACHED * (size + abs(slope)) + 1e-7 * abs(sides[0])
+
+        def slope(step: float) -> tuple[float, float]:
+            sides = []
+            for sign in (1.0, -1.0):
+                moved = {name: x + sign * step * directions[name] if name in names else x for name, x in flat.items()}
+                sides.append(float(_loss_value(self.truth, moved, self.token_ids)))
+            found = (sides[0] - sides[1]) / (2.0 * step)
+            return found, DETACHED * (size + abs(found)) + 1e-7 * abs(sides[0])
+
+        coarse, slack = slope(STEP)
+        if abs(coarse - sum(parts)) <= slack:
+            return True
+        fine, slack = slope(FINER * STEP)
+        return abs(fine - sum(parts)) <= slack + abs(fine - coarse)
 
 
 def compare_gradients(
@@ -147,21 +159,22 @@ def compare_gradients(
     return rows
 
 
-def wrong_loss(model: LanguageModel, participant: str, token_ids: np.ndarray) -> list[str]:
-    """Sentences on a loss that is not the mean cross-entropy of the next tokens, by the model's own logits."""
+def wrong_loss(model: LanguageModel, participant: str, token_ids: np.ndarray, training: bool = True) -> list[str]:
+    """Sentences on a loss that is not the mean cross-entropy of the next tokens, by the logits that it comes from.
+    training: whether that of training is looked at, too."""
     ids = np.asarray(token_ids, np.int64)[None]
-    logits = model.logits(ids[:, :-1]).astype(np.float64)
-    below = logits - logits.max(axis=-1, keepdims=True)
-    losses = np.log(np.exp(below).sum(axis=-1)) - np.take_along_axis(below, ids[:, 1:, None], axis=-1)[..., 0]
-    right, unit = float(losses.mean()), UNITS[model.backend.precision].inner
-    slack = LOSS_SLACK * max(unit, 2.0**-24 if model.backend.precision == "exact" else 0.0)
-    slack *= 1.0 + float(np.abs(below).max()) + right
+    handed_out = {"model.loss": (model.loss(ids), model.logits(ids[:, :-1]))}
+    if training and model.backend.can_train and model.backend.precision in TRAINABLE_PRECISIONS:
+        # In few bits the kernels of training are rounded later than those of a model that is loaded: other logits.
+        handed_out["the loss of training"] = _loss_and_logits(model, ids)
+    unit = max(UNITS[model.backend.precision].inner, 2.0**-24 if model.backend.precision == "exact" else 0.0)
     said = []
-    handed_out = {"model.loss": model.loss(ids)}
-    if model.backend.can_train and model.backend.precision in TRAINABLE_PRECISIONS:
-        handed_out["the loss of training"] = float(_loss_of(model, ids))
-    for name, value in handed_out.items():
-        if not abs(value - right) <= slack:
+    for name, (value, given) in handed_out.items():
+        logits = np.asarray(given, np.float64)
+        below = logits - logits.max(axis=-1, keepdims=True)
+        losses = np.log(np.exp(below).sum(axis=-1)) - np.take_along_axis(below, ids[:, 1:, None], axis=-1)[..., 0]
+        right = float(losses.mean())
+        if not abs(value - right) <= LOSS_SLACK * unit * (1.0 + float(np.abs(below).max()) + right):
             said.append(
                 f"A defect: {name} on {participant} is {value:.6g}, and the mean cross-entropy of the next tokens by "
                 f"its own logits is {right:.6g}."
@@ -201,11 +214,17 @@ def _compiled_loss(model: LanguageModel) -> tuple[Callable[..., Any], dict[str, 
     return loss, params, constants
 
 
-def _loss_of(model: LanguageModel, token_ids: np.ndarray) -> Any:
-    ops = model.backend
+def _loss_and_logits(model: LanguageModel, token_ids: np.ndarray) -> tuple[float, np.ndarray]:
+    """The loss as training computes it, and the logits of the same parameters."""
+    ops, config = model.backend, model.config
     loss, params, constants = _compiled_loss(model)
-    found = ops.compile(loss)(params, constants, ops.asarray(token_ids), ops.asarray(next_token_weights(token_ids)))
-    return ops.to_numpy(found)
+    ids, start = ops.asarray(token_ids), ops.asarray(np.zeros(len(token_ids), np.int64))
+
+    def logits(params: Any, constants: Any, ids: Any, start: Any) -> Any:
+        return forward(ops, config, nest(params) | constants, ids[:, :-1], start)[0]
+
+    found = ops.compile(loss)(params, constants, ids, ops.asarray(next_token_weights(token_ids)))
+    return float(ops.to_numpy(found)), ops.to_numpy(ops.compile(logits)(params, constants, ids, start))
 
 
 def parameter_gradients(model: LanguageModel, token_ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -254,6 +273,7 @@ def _rows_of(alone: Alone, call: Call, participant: str) -> Iterator[GradientRow
     inputs = {name: _rounded(x, precision) for name, x in call.inputs.items()}
     cotangent = _rounded(np.asarray(call.cotangent), precision)
     found = alone.gradients(call, inputs, cotangent)
+    lost = _lost_on_the_way(inputs, cotangent, precision)
     errors: dict[str, list[Errors]] = {name: [] for name in call.learned}
     ratios = dict.fromkeys(call.learned, 0.0)
     likelihoods = {name: Likelihood() for name in call.learned}
@@ -261,10 +281,11 @@ def _rows_of(alone: Alone, call: Call, participant: str) -> Iterator[GradientRow
         if name in found:
             here = found[name][place]
             errors[name].append(errors_of(here, expected.value, precision))
-            ratios[name] = max(ratios[name], _largest_ratio(here, expected))
-            likelihoods[name].take(difference(here, expected.value), expected.likely)
+            ratios[name] = max(ratios[name], _largest_ratio(here, expected, lost))
+            likelihoods[name].take(difference(here, expected.value), expected.likely + lost)
     for name in call.learned:
-        what = f"{call.name}: {name}" if call.is_operation else f"{call.name}: {call.function}, argument {name}"
+        where = call.name or "loss"  # what follows the last tap is the mean
+        what = f"{where}: {name}" if call.is_operation else f"{where}: {call.function}, argument {name}"
         seen = likelihoods[name]
         yield GradientRow(participant, what, merge(errors[name]), ratios[name], seen.largest, seen.mean_square)
 
@@ -299,16 +320,27 @@ def _expected(
 
 
 def _rounded(x: Any, precision: str) -> Any:
-    """An array of floats in the precision that its participant holds it in; anything else as it is."""
+    """An array of floats in the precision that its participant holds it in; anything else as it is. What is below the
+    smallest normal number, which some take for 0, is 0."""
     if not isinstance(x, (np.ndarray, np.floating)) or np.asarray(x).dtype.kind != "f":
         return x
-    with np.errstate(over="ignore"):
-        return np.asarray(x).astype(np.float64 if precision == "float64" else np.float32)
+    dtype = np.float64 if precision == "float64" else np.float32
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = np.asarray(x).astype(dtype)
+    return np.where(np.abs(narrow) < np.finfo(dtype).tiny, dtype(0.0), narrow)
 
 
-def _largest_ratio(found: np.ndarray, expected: Bounded) -> float:
+def _lost_on_the_way(inputs: dict[str, Any], cotangent: np.ndarray, precision: str) -> float:
+    """What a formula may lose because a factor of it is below the smallest normal number: exp(x) / (1 + exp(x))^2 for
+    silu, say. Beside it stands no other above the root of the largest number, else that would overflow."""
+    sizes = [float(np.abs(x).max(initial=0.0)) for x in inputs.values() if isinstance(x, np.ndarray)]
+    smallest = UNITS["float32" if precision == "exact" else precision].smallest
+    return float(smallest**0.5 * np.abs(cotangent).max(initial=0.0) * max(1.0, *sizes))
+
+
+def _largest_ratio(found: np.ndarray, expected: Bounded, lost: float) -> float:
     """The largest |found - value| / error; infinite where there is a difference and nothing may be rounded."""
     off = np.abs(difference(found, expected.value))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(off == 0.0, 0.0, off / expected.error)
+        ratio = np.where(off == 0.0, 0.0, off / (expected.error + lost))
     return float(np.where(np.isnan(ratio), np.inf, ratio).max(initial=0.0))

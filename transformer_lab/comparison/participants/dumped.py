@@ -30,7 +30,11 @@ TOKEN_IDS = "token_ids"
 KINDS = (".npz", ".safetensors")
 # The bound that applies to what is stored so: float16 has three bits more than bfloat16, and no bound of its own.
 PRECISION_OF = {"float64": "float64", "float32": "float32", "float16": "bfloat16", "bfloat16": "bfloat16"}
-_WHOLE_NUMBERS = {"I64": "<i8", "U64": "<u8", "I32": "<i4", "U32": "<u4", "I16": "<i2", "U16": "<u2"}
+_WHOLE_NUMBERS = {"I64": "<i8", "U64": "<u8", "I32": "<i4", "U32": "<u4", "I16": "<i2", "U16": "<u2"} | {
+    "I8": "<i1",
+    "U8": "<u1",
+    "BOOL": "?",
+}
 WHOLE = ("int64", "uint64", "int32", "uint32", "int16", "uint16", "int8", "uint8", "bool")  # in an .npz
 _NUMPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 

@@ -197,7 +197,7 @@ def growing_axes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     They are found by looking: one block of the same kind, on one token and on two.
     """
-    small = replace(config, num_layers=1, vocab_size=2, context_length=2, end_of_text_id=None, begin_of_text_id=None)
+    small = replace(config, num_layers=1, vocab_size=2, context_length=8, end_of_text_id=None, begin_of_text_id=None)
     ops = component("backend", "numpy", precision="float64", ops="manual")
     params = placed(small, ops, {name: np.full(shape, 0.01) for name, shape in shapes(small).items()})
     seen: tuple[dict[str, Any], dict[str, Any]] = ({}, {})

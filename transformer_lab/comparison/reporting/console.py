@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_lab.comparison.reporting.number_words import DASH, number, share
-from transformer_lab.comparison.reporting.summary import Summary, rows_of, summaries
+from transformer_lab.comparison.reporting.summary import Summary, lengths_in_words, rows_of, summaries
 from transformer_lab.errors import printable
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ def print_report(report: Report, console: "Console", page: Path | None = None) -
 
 
 def tables(report: Report) -> "list[RenderableType]":
-    """In this order: the verdict; differences in meaning; participants; the first divergence; sweeps. All but the
-    first and the table of participants only where there is something to say."""
+    """In this order: the verdict; differences in meaning; participants; the first divergence; sweeps; what was reached.
+    All but the first and the table of participants only where there is something to say."""
     parts = [_verdict(report), _semantics(report), _participants(report), _first_divergence(report), _sweeps(report)]
+    parts.append(_reached(report))
     return [part for part in parts if part is not None]
 
 
@@ -42,8 +43,9 @@ def _verdict(report: Report) -> "RenderableType":
 
     styles = {"sound": "bold green", "defect": "bold red", "not judged": "bold yellow"}
     status = report["verdict"]["status"]
-    word = Text(f"{status[0].upper()}{status[1:]}. ", style=styles[status])
-    return word + Text(_plain(report["verdict"]["sentence"], 2000), style="")
+    word = status[0].upper() + status[1:]
+    sentence = _plain(report["verdict"]["sentence"], 2000).removeprefix(f"{word}: ")  # once is enough
+    return Text(f"{word}. ", style=styles[status]) + Text(sentence, style="")
 
 
 def _semantics(report: Report) -> "RenderableType | None":
@@ -127,6 +129,28 @@ def _sweeps(report: Report) -> "RenderableType | None":
     notes = dict.fromkeys(_plain(row["note"]) for row in rows if row["ratio"] is None and row["note"])
     table.caption = Text("\n".join((said, *(f"not tried: {note}" for note in notes))), style="table.caption")
     return table
+
+
+def _reached(report: Report) -> "RenderableType | None":
+    from rich.text import Text
+
+    reached = report.get("reached")
+    if not reached:
+        return None
+    said = (
+        f"Reached: prompts of {lengths_in_words(reached)}, positions up to {reached['positions']:,} of "
+        f"{reached['context']:,}, {share(reached['vocabulary'])} of the vocabulary, values up to "
+        f"{_number(reached['largest_value'])}; {', '.join(map(_plain, reached['precisions']))}."
+    )
+    hidden, checks = sum(map(len, reached["hidden"].values())), reached["checks"]
+    if hidden:
+        said += f" Not shown: {hidden:,} taps."
+    if reached["unbounded"]:
+        said += f" Without a bound: {_plain(', '.join(reached['unbounded']))}."
+    if checks:
+        skipped = sum(check["skipped"] is not None for check in checks)
+        said += f" Checks of generation: {len(checks) - skipped:,} tried, {skipped:,} not."
+    return Text(f"\n{said}")
 
 
 # --- Pieces --------------------------------------------------------------------------------------------------------

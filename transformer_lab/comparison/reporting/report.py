@@ -88,10 +88,11 @@ def report_of(
     parts: Sequence[Part],
     exactness: Exactness,
     detached: Sequence[str],
+    without_gradient: Sequence[str],
     sound_kl: dict[str, float],
     seconds: float,
 ) -> Report:
-    """model: the truth's. For detached and sound_kl see `verdict`."""
+    """model: the truth's. For detached, without_gradient and sound_kl see `verdict`."""
     order = tap_order([part.examination for part in parts], tap_names(model.config))
     semantics = differences({part.facts["name"]: part.config for part in parts})
     examinations = [part.examination for part in parts]
@@ -106,6 +107,7 @@ def report_of(
         [sentence for part in parts for sentence in part.loss]
         + [sentence for one in continued for sentence in one.wrong],
         semantics,
+        without_gradient,
         sound_kl,
     )
     first = found.first

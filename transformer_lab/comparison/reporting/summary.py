@@ -12,8 +12,9 @@ from transformer_lab.comparison.judging.examination import ADDITIONS
 class Summary:
     """name, precision: the participant's. ratio: its largest measured / bound, and where, a tap's name.
 
-    taps: how many were compared; nearest: at how many it is nearest to the truth. rms, snr_db: of the total error at
-    the logits. kl: from the truth, in nats. top_1: share of positions with the truth's most likely token.
+    taps: how many were compared; unjudged: at how many of them no bound was known; nearest: at how many it is nearest
+    to the truth. rms, snr_db: of the total error at the logits. kl: from the truth, in nats. top_1: share of positions
+    with the truth's most likely token.
     agreement, tokens: how many generated tokens agree with the truth's before the first that differs, of how many,
     summed over the prompts; first_difference: the smallest index, from 0, of one that differs.
     What is not known is None.
@@ -24,6 +25,7 @@ class Summary:
     ratio: float | None
     where: str | None
     taps: int
+    unjudged: int
     nearest: int
     rms: float | None
     snr_db: float | None
@@ -55,6 +57,7 @@ def _summary(report: Mapping[str, Any], participant: Mapping[str, Any]) -> Summa
         ratio=math.inf if not_finite else largest["ratio"],
         where=divergence["tap"] if not_finite else largest["tap"],
         taps=len(taps),
+        unjudged=sum(row.get("unjudged") is not None for row in taps),
         nearest=sum(bool(row["nearest"]) for row in taps),
         rms=at_logits.get("rms"),
         snr_db=at_logits.get("snr_db"),
@@ -75,6 +78,20 @@ def largest_ratio(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None
     """The row with the largest ratio, if any ratio is known; of rows of taps, among those that say something."""
     known = [row for row in rows if row["ratio"] is not None and not math.isnan(row["ratio"]) and telling(row)]
     return max(known, key=lambda row: row["ratio"], default=None)
+
+
+def lengths_in_words(reached: Mapping[str, Any]) -> str:
+    """How long the prompts were: one length, or from the shortest to the longest."""
+    lengths = reached["lengths"]
+    span = f"{min(lengths):,} to {max(lengths):,}" if min(lengths) < max(lengths) else f"{max(lengths):,}"
+    return f"{span} tokens" if lengths != [1] else "1 token"
+
+
+def exact_by_nature(report: Mapping[str, Any]) -> set[str]:
+    """The participants in exact mode without a defect: all their ratios come close to 1, which is the one rounding."""
+    exact = {row["name"] for row in report["participants"] if row["precision"] == "exact"}
+    above = {row["participant"] for row in report["taps"] if row["ratio"] is not None and not row["ratio"] <= 1.0}
+    return exact - above
 
 
 def telling(row: Mapping[str, Any]) -> bool:

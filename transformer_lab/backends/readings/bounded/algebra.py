@@ -130,7 +130,8 @@ def pow(reading: Any, a: Any, b: Any) -> Bounded:
     def error(units: Units, off_a: Any, off_b: Any) -> Any:
         size = np.abs(a.value)
         with np.errstate(all="ignore"):
-            turned = np.where(off_a < size, np.abs(b.value) * -np.log1p(-np.minimum(off_a / size, 1.0)), math.inf)
+            turned = np.where(off_a < size, -np.log1p(-np.minimum(off_a / size, 1.0)), math.inf)
+            turned = (np.abs(b.value) + off_b) * turned
             carried = np.abs(value) * np.expm1(np.where(size > 0.0, turned, 0.0) + log * off_b)
             lost = np.abs(value) * units.inner * (units.elementary + 4.0 * np.abs(b.value) * log)
         return rounded(units, value, carried + lost)
@@ -141,10 +142,10 @@ def pow(reading: Any, a: Any, b: Any) -> Bounded:
 # --- elementary functions --------------------------------------------------------------------------------------------
 
 
-def _monotone(name: str, run: Callable[[Any], Any], low: float = -math.inf, slope: float = 0.0) -> None:
+def _monotone(name: str, run: Callable[[Any], Any], low: float = -math.inf, least: float = 0.0) -> None:
     """A function that grows: an error of its argument reaches as far as its values at both ends.
 
-    low: where it begins to be defined. slope: roundings of the argument that count, at the function's slope.
+    low: where it begins to be defined. least: what it may have in place of 0, where it comes near to it.
     """
 
     @function(name)
@@ -160,7 +161,7 @@ def _monotone(name: str, run: Callable[[Any], Any], low: float = -math.inf, slop
                     above, below = run(x.value + off) - value, value - run(np.maximum(x.value - off, low))
                 carried = np.fmax(above, below)
                 carried = np.where(np.isnan(above) | np.isnan(below) | (x.value - off < low), math.inf, carried)
-            lost = units.elementary * units.inner * np.abs(value)
+            lost = units.elementary * units.inner * np.abs(value) + least
             return rounded(units, value, carried + lost)
 
         return pair(reading, value, error, x)
@@ -173,7 +174,8 @@ _monotone("log2", np.log2, low=0.0)
 _monotone("log1p", np.log1p, low=-1.0)
 _monotone("tanh", np.tanh)
 _monotone("sqrt", np.sqrt, low=0.0)
-_monotone("sigmoid", lambda x: 1.0 / (1.0 + np.exp(np.minimum(-x, 700.0))))
+# exp(-x) is cut off, so that nothing overflows: by the plain operation at exp(80).
+_monotone("sigmoid", lambda x: 1.0 / (1.0 + np.exp(np.minimum(-x, 700.0))), least=math.exp(-80.0))
 
 
 def _lipschitz(name: str, run: Callable[[Any], Any], slope: float) -> None:

@@ -299,7 +299,9 @@ def cross_entropy(reading: Any, logits: Bounded, targets: np.ndarray) -> Bounded
 
     def error(units: Units, off_x: Any) -> np.ndarray:
         off = np.broadcast_to(off_x, below.shape) - units.inner * below
-        spread = np.expm1(np.log(np.sum(share * np.exp(off), axis=-1)))  # of the sum, relative: no element has more
+        largest = off.max(axis=-1, keepdims=True)  # taken off, so that nothing overflows
+        grown = largest[..., 0] + np.log(np.sum(np.maximum(share, TINY) * np.exp(off - largest), axis=-1))
+        spread = np.maximum(grown, 0.0)  # of the logarithm of the sum; downwards it moves less
         rounded = units.gamma(terms + 2) + units.few * units.inner
         own = np.take_along_axis(off, targets[..., None], axis=-1)[..., 0]
         return spread + rounded * (1.0 + np.abs(value)) + own + units.stored * np.abs(value)

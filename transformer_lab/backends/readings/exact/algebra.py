@@ -35,6 +35,9 @@ UNCHANGED = (
     *("abs", "sign", "floor", "max", "min", "argmax", "argmin"),
     *("zeros_like", "ones_like", "empty_like"),
 )
+# Floats, also of numbers and integers alone.
+ALWAYS_FLOATS = {"exp", "expm1", "log", "log2", "log10", "log1p", "tanh", "sin", "cos", "sqrt", "reciprocal", "divide"}
+ALWAYS_FLOATS |= {"mean", "var", "std", "logaddexp"}
 WIDE = 256.0 * U  # elementary functions stay well within; one element in a million is then in doubt
 SMALL = 0.125  # below it a series is summed, because 1 + x would lose what matters
 TERMS = 12
@@ -80,8 +83,7 @@ def _arithmetic(run: Callable[[Any, Any], Any]) -> Callable[..., Any]:
         a, b = operand(ops, a), operand(ops, b)
         if ops.rounds_arithmetic:  # of two arrays: torch makes number / x a product with the reciprocal of x
             a, b = (ops.asarray(np.float32(x), ops.xp.float32) if isinstance(x, float) else x for x in (a, b))
-            with np.errstate(all="ignore"):
-                return ops.flush(run(a, b))
+            return ops.flush(run(a, b))
         a, b = (x if isinstance(x, float) else ops.cast(x, ops.xp.float64) for x in (a, b))
         return ops.flush(ops.narrow(run(a, b)))
 
@@ -114,8 +116,7 @@ for _name in ("ceil", "trunc", "round"):
 @function("sqrt")
 @step
 def sqrt(ops: Any, x: Any) -> Any:
-    with np.errstate(invalid="ignore"):
-        return ops.flush(ops.narrow(ops.xp.sqrt(ops.cast(ops.xp.asarray(x), ops.xp.float64))))
+    return ops.flush(ops.narrow(ops.xp.sqrt(ops.cast(*same_shape(ops, operand(ops, x)), ops.xp.float64))))
 
 
 @function("remainder")
@@ -124,8 +125,7 @@ def remainder(ops: Any, a: Any, b: Any) -> Any:
     """a - b floor(a / b): the exact rest, with the sign of a, and once rounded where b is added to it."""
     xp = ops.xp
     a, b = (ops.cast(x, xp.float64) for x in same_shape(ops, operand(ops, a), operand(ops, b)))
-    with np.errstate(all="ignore"):
-        return ops.flush(ops.narrow(xp.remainder(a, b)))
+    return ops.flush(ops.narrow(xp.remainder(a, b)))
 
 
 @function("floor_divide")
@@ -135,12 +135,10 @@ def floor_divide(ops: Any, a: Any, b: Any) -> Any:
     xp = ops.xp
     a, b = same_shape(ops, operand(ops, a), operand(ops, b))
     flat = [xp.reshape(x, (-1,)) for x in (a, b)]
-    with np.errstate(all="ignore"):
-        y = xp.floor(ops.cast(a, xp.float64) / ops.cast(b, xp.float64))
-        # A smaller quotient that is no whole number is farther from one than its rounding. NumPy, torch and XLA differ
-        # in what they make of infinities.
-        size = xp.abs(y)
-        bound = xp.where(xp.logical_and(size > 2.0**24, xp.isfinite(y)), 2.0 + 8.0 * U * size, 0.0)
+    y = xp.floor(ops.cast(a, xp.float64) / ops.cast(b, xp.float64))
+    # A smaller quotient that is no whole number is farther from one than its rounding could move it.
+    size = xp.abs(y)
+    bound = xp.where(xp.logical_and(size > 2.0**24, xp.isfinite(y)), 2.0 + 8.0 * U * size, 0.0)
 
     def again(indices: Any) -> Any:
         return ops.on_host(rounding.quotient_floor, indices, *(xp.take(x, indices) for x in flat))
@@ -277,13 +275,13 @@ def _elementary(name: str) -> Callable[..., Any]:
     @step
     def rounded(ops: Any, x: Any) -> Any:
         def estimate(x: Any) -> tuple[Any, Any]:
-            with np.errstate(all="ignore"):
-                y = formula(ops.xp, x)
-                # sine and cosine are known to a unit of their argument's reduction, next to their zeros
-                floor = 2.0**-90 * ops.xp.abs(x) if name in ("sin", "cos") else 0.0
-                return y, WIDE * ops.xp.abs(y) + floor
+            y = formula(ops.xp, x)
+            # sine and cosine are known to a unit of their argument's reduction, next to their zeros
+            floor = 2.0**-90 * ops.xp.abs(x) if name in ("sin", "cos") else 0.0
+            return y, WIDE * ops.xp.abs(y) + floor
 
-        return exact.elementwise(ops, operand(ops, x), estimate, judge)
+        (x,) = same_shape(ops, operand(ops, x))
+        return exact.elementwise(ops, x, estimate, judge)
 
     return rounded
 
@@ -314,12 +312,11 @@ def pow(ops: Any, a: Any, b: Any) -> Any:
 
     def estimate(some: slice) -> tuple[Any, Any]:
         base, power = (ops.cast(x[some], xp.float64) for x in flat)
-        with np.errstate(all="ignore"):
-            y = base**power
-            size = xp.abs(base)
-            turns = xp.abs(power * xp.log(xp.where(size > 0.0, size, 1.0)))
-            bound = WIDE * (1.0 + turns) * xp.abs(y)
-            return y, xp.where(xp.isfinite(bound), bound, 0.0)
+        y = base**power
+        size = xp.abs(base)
+        turns = xp.abs(power * xp.log(xp.where(size > 0.0, size, 1.0)))
+        bound = WIDE * (1.0 + turns) * xp.abs(y)
+        return y, xp.where(xp.isfinite(bound), bound, 0.0)
 
     def again(indices: Any) -> Any:
         return ops.on_host(rounding.power, indices, *(xp.take(x, indices) for x in flat))
@@ -422,19 +419,18 @@ def std(ops: Any, x: Any, axis: Any = None, correction: float = 0.0, keepdims: b
 @step
 def prod(ops: Any, rows: Any) -> Any:
     xp, count = ops.xp, rows.shape[-1]
-    with np.errstate(all="ignore"):
-        wide = ops.cast(rows, xp.float64)
-        y, size = xp.prod(wide, axis=-1), xp.abs(wide)
-        # Where float64 itself could run over or under on the way, in some order, everything is in doubt.
-        largest, smallest = (xp.prod(part, axis=-1) for part in (xp.clip(size, 1.0, None), xp.clip(size, None, 1.0)))
-        safe = xp.logical_and(largest < 1e250, smallest > 1e-250)
-        bound = xp.where(safe, 1.01 * count * U * xp.abs(y), math.inf)
-        # 0, the infinities and NaN decide alone; of the others only the sign counts then.
-        alone = xp.logical_or(rows == 0.0, xp.logical_not(xp.isfinite(rows)))
-        signs = xp.prod(xp.where(alone, wide, xp.sign(wide)), axis=-1)
-        plain = xp.any(alone, axis=-1)
-        y = xp.where(plain, signs, xp.where(safe, y, 0.0))
-        return _settled_rows(ops, rows, y, xp.where(plain, 0.0, bound), rounding.product)
+    wide = ops.cast(rows, xp.float64)
+    y, size = xp.prod(wide, axis=-1), xp.abs(wide)
+    # Where float64 itself could run over or under on the way, in some order, everything is in doubt.
+    largest, smallest = (xp.prod(part, axis=-1) for part in (xp.clip(size, 1.0, None), xp.clip(size, None, 1.0)))
+    safe = xp.logical_and(largest < 1e250, smallest > 1e-250)
+    bound = xp.where(safe, 1.01 * count * U * xp.abs(y), math.inf)
+    # 0, the infinities and NaN decide alone; of the others only the sign counts then.
+    alone = xp.logical_or(rows == 0.0, xp.logical_not(xp.isfinite(rows)))
+    signs = xp.prod(xp.where(alone, wide, xp.sign(wide)), axis=-1)
+    plain = xp.any(alone, axis=-1)
+    y = xp.where(plain, signs, xp.where(safe, y, 0.0))
+    return _settled_rows(ops, rows, y, xp.where(plain, 0.0, bound), rounding.product)
 
 
 @function("cumulative_sum")

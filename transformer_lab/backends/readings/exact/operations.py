@@ -77,8 +77,9 @@ def settle_pieces(
     def settled(piece: Any) -> tuple[Any, Any]:
         y, bound = estimate(piece)
         value = ops.flush(ops.narrow(y))
-        above = ops.narrow(y + bound)
-        y -= bound
+        with np.errstate(invalid="ignore"):
+            above = ops.narrow(y + bound)
+            y -= bound
         doubtful = above > ops.narrow(y)  # never so for what is infinite or not a number
         return xp.reshape(value, (-1,)), xp.reshape(doubtful, (-1,))
 

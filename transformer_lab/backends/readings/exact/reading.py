@@ -80,7 +80,7 @@ def _leaves(arguments: Any) -> Any:
 
 def _is_float_array(x: Any, xp: Any) -> bool:
     """Whether it is an array of floats that is not read: nobody knows how it was rounded."""
-    if isinstance(x, (Read, np.generic)):
+    if isinstance(x, (Read, np.generic, type)):  # JAX's dtypes have a dtype
         return False
     return getattr(x, "dtype", None) in (xp.float32, xp.float64)
 
@@ -150,11 +150,13 @@ class ExactReading:
         floats = [x for x in _leaves((*arguments, *options.values())) if _is_float_array(x, inner.xp)]
         if floats:
             refuse("floats of the framework's own, such as a quotient of integers", "ops.asarray of them")
-        whole = name == "where" and not any(isinstance(x, (float, np.floating)) for x in given[1:])
-        if touched or (name in ("where", "sqrt", "exp", "log") and not whole):  # numbers alone may go in
+        if name == "where":
+            touched = touched or any(isinstance(x, (float, np.floating)) for x in given[1:])
+        if touched or name in algebra.ALWAYS_FLOATS:
             if name not in algebra.FUNCTIONS:
                 refuse(name, "the functions that docs/extending.md lists")
-            return self.wrapped(algebra.FUNCTIONS[name](inner, *given, **named))
+            with np.errstate(all="ignore"):  # of infinities: frameworks do not warn of them either
+                return self.wrapped(algebra.FUNCTIONS[name](inner, *given, **named))
         if name in CREATION:
             return self._created(name, given, named)
         found = getattr(inner.xp, name)(*given, **named)

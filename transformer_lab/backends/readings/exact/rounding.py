@@ -18,7 +18,7 @@ ZERO = Decimal(0)
 
 def to_float32(value: Decimal) -> float:
     """The float32 nearest to a decimal, ties to even, as a Python float."""
-    nearest = np.float32(float(value))
+    nearest = _nearest(float(value))
     if not np.isfinite(nearest):
         return float(nearest)
     # Going through float64 rounds twice; the neighbours show whether that mattered.
@@ -30,6 +30,11 @@ def to_float32(value: Decimal) -> float:
         return abs(Decimal(candidate) - value), odd
 
     return min(finite, key=distance)
+
+
+def _nearest(value: float) -> np.float32:
+    with np.errstate(over="ignore"):
+        return np.float32(value)
 
 
 def each(compute: Callable[..., Decimal], *arrays: Any, digits: int = DIGITS) -> Any:
@@ -47,7 +52,7 @@ def each_fraction(compute: Callable[..., Fraction], *arrays: Any) -> Any:
 
 def fraction_to_float32(value: Fraction) -> float:
     """The float32 nearest to a fraction, ties to even, as a Python float."""
-    nearest = np.float32(_float(value))
+    nearest = _nearest(_float(value))
     if not np.isfinite(nearest):
         return float(nearest)
     near = [np.nextafter(nearest, np.float32(-np.inf)), nearest, np.nextafter(nearest, np.float32(np.inf))]
@@ -269,7 +274,8 @@ def sums(values: Any, doubtful: Any, terms: Any, scale: float = 1.0) -> Any:
     found = np.array(values)
     for place in np.flatnonzero(doubtful):
         found[place] = _sum_to_odd(terms[place].tolist()) * scale
-    return found
+    with np.errstate(over="ignore"):
+        return found.astype(np.float32).astype(np.float64)
 
 
 def _sum_to_odd(row: list[float]) -> float:

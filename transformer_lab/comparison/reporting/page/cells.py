@@ -29,8 +29,10 @@ def known(value: Any, write: Callable[[Any], object] = text) -> object:
     return DASH if value is None else write(value)
 
 
-def ratio_cell(value: float | None) -> object:
-    """Above 1 it differs in more than its colour."""
+def ratio_cell(value: float | None, unjudged: object = None) -> object:
+    """Above 1 it differs in more than its colour. unjudged: why there is none."""
+    if unjudged:
+        return Html('<span class="unjudged">not judged</span>')
     if value is None or not value > 1:
         return number(value)
     spoken = '<span aria-hidden="true">▲</span><span class="hidden">above the bound</span>'

@@ -9,7 +9,7 @@ from transformer_lab.charts.line_chart import Point, line_chart
 from transformer_lab.comparison.reporting.number_words import number
 from transformer_lab.comparison.reporting.page.cells import Report
 from transformer_lab.comparison.reporting.page.html import Html, code, joined, name, paragraph, text
-from transformer_lab.comparison.reporting.summary import largest_ratio, rows_of, telling
+from transformer_lab.comparison.reporting.summary import exact_by_nature, largest_ratio, rows_of, telling
 
 MOST_LINES = 6  # more participants than that are left out of the charts; those with the largest ratios stay
 WIDTH, HEIGHT = 540, 340  # half of a wide page; letters are still read where it is all of a narrow one
@@ -22,7 +22,8 @@ def charts_section(report: Report) -> Html:
     all_together, one_by_one = overview(report), participant_charts(report)
     if not (all_together or one_by_one):
         return Html("")
-    largest = largest_ratio(report["taps"])
+    plain = exact_by_nature(report)
+    largest = largest_ratio([row for row in report["taps"] if row["participant"] not in plain])
     said = ""
     if largest:
         who, where = name(largest["participant"]), code(largest["tap"])
@@ -68,14 +69,18 @@ def overview(report: Report) -> Html:
     """All participants: the largest ratio of each block, and the signal-to-noise ratio."""
     names = drawn_participants(report)
     places, axis = _places(report)
-    ratios = {name: _largest_of_each_block(_points(report, name, "ratio", places)) for name in names}
+    left_out = exact_by_nature(report)
+    ratios = {
+        name: _largest_of_each_block(_points(report, name, "ratio", places)) for name in names if name not in left_out
+    }
     signals = {name: _points(report, name, "snr_db", places) for name in names}
     return _grid(
         _figure(
             ratios,
             "Error / bound, by block",
             "How far operations are off by themselves, over what rounding can do: the largest of each block. "
-            "Above 1 it is a defect.",
+            "Above 1 it is a defect."
+            + (" Exact mode is left out: its bound is the one rounding that it makes." if left_out else ""),
             x_label=axis,
             y_label="error / bound",
             logarithmic=True,
@@ -96,6 +101,7 @@ def participant_charts(report: Report) -> Html:
     """Two for each participant: its ratio at every tap; its total error, and what of it is added and inherited."""
     figures = []
     places, axis = _places(report)
+    left_out = exact_by_nature(report)
     for who in drawn_participants(report):
         lines = {
             "total": _points(report, who, "rms", places),
@@ -105,18 +111,18 @@ def participant_charts(report: Report) -> Html:
         # At the first tap nothing is inherited but float64's own rounding; drawn, it would press all else together.
         largest = max((y for _, y in lines["total"] if y is not None and math.isfinite(y)), default=0.0)
         lines["inherited"] = [(x, y) for x, y in lines["inherited"] if y is None or y > 1e-6 * largest]
-        ratio = {"error / bound": _points(report, who, "ratio", places)}
-        figures += [
-            _figure(
-                ratio,
-                f"{who}: error / bound",
-                x_label=axis,
-                y_label="error / bound",
-                logarithmic=True,
-                reference=BOUND,
-            ),
-            _figure(lines, f"{who}: RMS error", x_label=axis, y_label="RMS error", logarithmic=True),
-        ]
+        if who not in left_out:
+            figures.append(
+                _figure(
+                    {"error / bound": _points(report, who, "ratio", places)},
+                    f"{who}: error / bound",
+                    x_label=axis,
+                    y_label="error / bound",
+                    logarithmic=True,
+                    reference=BOUND,
+                )
+            )
+        figures.append(_figure(lines, f"{who}: RMS error", x_label=axis, y_label="RMS error", logarithmic=True))
     return _grid(*figures)
 
 
@@ -153,7 +159,7 @@ def _figure(
     if not any(1e-300 < value < 1e300 if logarithmic else abs(value) < 1e300 for value in values):
         return Html("")
     svg = line_chart(lines, title[:80], logarithmic=logarithmic, width=WIDTH, height=HEIGHT, **options)
-    caption = f"<figcaption>{text(said)}</figcaption>" if said else ""
+    caption = f"<figcaption>{text(said, 400)}</figcaption>" if said else ""
     return Html(f"<figure>{svg}{caption}</figure>\n")
 
 

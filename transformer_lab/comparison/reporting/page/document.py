@@ -18,11 +18,12 @@ from transformer_lab.comparison.reporting.page.html import Html, name, paragraph
 from transformer_lab.comparison.reporting.page.logits import logits_section
 from transformer_lab.comparison.reporting.page.participants import participants_section
 from transformer_lab.comparison.reporting.page.prompts import prompts_section
+from transformer_lab.comparison.reporting.page.reached import reached_section
 from transformer_lab.comparison.reporting.page.semantics import semantics_section
 from transformer_lab.comparison.reporting.page.style import STYLE
 from transformer_lab.comparison.reporting.page.sweeps import sweeps_section
 from transformer_lab.comparison.reporting.page.taps import gradients_section, taps_section
-from transformer_lab.comparison.reporting.page.verdict_box import favicon, is_defect, verdict_box
+from transformer_lab.comparison.reporting.page.verdict_box import favicon, verdict_box
 
 
 def page(report: Report) -> str:
@@ -31,6 +32,7 @@ def page(report: Report) -> str:
     for key, title, section in (
         ("semantics", "Differences in meaning", semantics_section),
         ("participants", "Participants", participants_section),
+        ("reached", "What was reached", reached_section),
         ("depth", "Along the depth", charts_section),
         ("exact", "Exact mode", exact_section),
         ("taps", "Every tap", taps_section),
@@ -61,7 +63,7 @@ def page(report: Report) -> str:
         sorted(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in styles)
     )
     policy = f"default-src 'none'; style-src {hashes}; img-src data:; base-uri 'none'; form-action 'none'"
-    status = "defect" if is_defect(report) else "sound"
+    status = report["verdict"]["status"]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"/>\n'

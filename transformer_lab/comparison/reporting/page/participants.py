@@ -24,7 +24,7 @@ def participants_section(report: Report) -> Html:
     shown, more = cut(summaries(report), ROWS)
     rows = [
         [
-            Html(f"{name(row.name)}<br/><small>{text(_what(by_name[row.name]))}</small>"),
+            Html(f"{name(row.name)}<br/><small>{text(_what(by_name[row.name]))}</small>{_unjudged(row)}"),
             ratio_cell(row.ratio),
             known(row.where, code),
             f"{row.nearest} of {row.taps} taps" if row.taps else DASH,
@@ -45,6 +45,12 @@ def _what(participant: Mapping[str, Any]) -> str:
     return ", ".join(str(value) for value in details if value is not None)
 
 
+def _unjudged(row: Summary) -> Html:
+    if not row.unjudged:
+        return Html("")
+    return Html(f'<br/><small class="unjudged">{row.unjudged:,} of {row.taps:,} taps not judged</small>')
+
+
 def _first_difference(row: Summary) -> str:
     """At which generated token a participant leaves the truth, in the prompt where that is earliest."""
     if row.first_difference is not None:
@@ -61,6 +67,9 @@ def _glossary() -> Html:
             ("Inherited error", "the rest: what earlier operations had put into those inputs"),
             ("Bound", "how far rounding can take the operation in its precision, from its dimensions and its inputs"),
             ("Error / bound", "the added error over the bound, the largest element; above 1 it cannot be rounding"),
+            ("Likely error", "what roundings that are independent make of it; more than 8 of these are no accident"),
+            ("Not judged", "no bound of use is known there: too little was shown before it, or a function has none"),
+            ("Margin", "of a choice: how far apart the numbers were that decided it, over the sum of their bounds"),
             ("Exact mode", "rounds once, and its bound is that one rounding: its error / bound comes close to 1"),
             ("ULP", "units in the last place: how many numbers of the precision lie between"),
             ("SNR", "signal to noise: 20 log10 of the RMS of the values over the RMS of the error, in dB"),

@@ -2,9 +2,9 @@
 
 STYLE = """
 :root{color-scheme:light dark;--back:#ffffff;--ink:#1c2530;--faint:#4d5865;--panel:#f4f6f9;--rule:#d3dae2;
---accent:#0a5ca0;--good:#0a6040;--good-back:#e7f6ef;--bad:#9c1616;--bad-back:#fdeceb;--mark:#ffe08a;--mark-ink:#1c2530}
+--accent:#0a5ca0;--good:#0a6040;--good-back:#e7f6ef;--bad:#9c1616;--bad-back:#fdeceb;--open:#6f4600;--open-back:#fff5de;--mark:#ffe08a;--mark-ink:#1c2530}
 @media(prefers-color-scheme:dark){:root{--back:#14181d;--ink:#e6ebf0;--faint:#a9b4c0;--panel:#1c2229;--rule:#3a444f;
---accent:#7cc0f5;--good:#63d8ab;--good-back:#10291f;--bad:#ff9e96;--bad-back:#351817;--mark:#6b5200;--mark-ink:#fff4d0}}
+--accent:#7cc0f5;--good:#63d8ab;--good-back:#10291f;--bad:#ff9e96;--bad-back:#351817;--open:#f2c46a;--open-back:#2d2411;--mark:#6b5200;--mark-ink:#fff4d0}}
 *{box-sizing:border-box}
 html{scroll-padding-top:1rem}
 body{margin:0;background:var(--back);color:var(--ink);font:1rem/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;
@@ -35,6 +35,9 @@ stroke-linecap:round;stroke-linejoin:round}
 .sound h2,.sound .icon{color:var(--good)}
 .defect{background:var(--bad-back);border:4px double var(--bad)}
 .defect h2,.defect .icon{color:var(--bad)}
+.open{background:var(--open-back);border:2px dashed var(--open)}
+.open h2,.open .icon,.unjudged{color:var(--open)}
+.unjudged{font-style:italic}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.2rem 1.2rem;margin:.6rem 0}
 dt{color:var(--faint)}
 dd{margin:0;font-variant-numeric:tabular-nums}

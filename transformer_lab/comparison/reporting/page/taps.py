@@ -1,4 +1,7 @@
-"""The sections on every tap and on the gradients of parameters: a folded table of errors for each participant."""
+"""The sections on every tap and on gradients: a folded table of errors for each participant.
+
+Columns that would be empty are left out: what is likely, margins of choices, reasons why a tap was not judged.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +24,7 @@ ERRORS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("snr_db", "SNR, dB", number),
     ("cosine", "cosine", cosine),
 )
+LIKELY = (("largest_likely", "largest"), ("mean_square_likely", "root mean square"))
 PARTS = (
     ("added_max_abs", "max abs", "added error"),
     ("added_rms", "RMS", "added error"),
@@ -30,35 +34,59 @@ PARTS = (
 
 
 def taps_section(report: Report) -> Html:
+    rows = report["taps"]
+    likely = _telling(rows, LIKELY)
+    margin, reasons = _telling(rows, (("margin", "margin / bound"),)), _telling(rows, (("unjudged", "not judged"),))
     columns = [
         Column("Tap"),
         Column("error / bound"),
         Column("nearest"),
+        *(Column(title, group="error / likely error") for _, title in likely),
+        *(Column(title) for _, title in margin),
         *(Column(title, group="total error") for _, title, _ in ERRORS),
         *(Column(title, group=group) for _, title, group in PARTS),
+        *(Column("why it was not judged", words=True) for _ in reasons),
     ]
 
     def cells(row: Mapping[str, Any]) -> list[object]:
-        nearest = Html('<span class="yes">nearest</span>') if row["nearest"] else ""
-        errors = [write(row[field]) for field, _, write in ERRORS]
+        unjudged = row.get("unjudged")
+        nearest = Html('<span class="yes">nearest</span>') if row["nearest"] and not unjudged else ""
         return [
             code(row["tap"]),
-            ratio_cell(row["ratio"]),
+            ratio_cell(row["ratio"], unjudged),
             nearest,
-            *errors,
+            *(number(row.get(field)) for field, _ in (*likely, *margin)),
+            *(write(row[field]) for field, _, write in ERRORS),
             *(number(row[field]) for field, *_ in PARTS),
+            *(Html(f'<span class="wrap">{text(unjudged or "")}</span>') for _ in reasons),
         ]
 
     return _per_participant(report, "taps", "taps", columns, cells, TAP_ROWS)
 
 
 def gradients_section(report: Report) -> Html:
-    columns = [Column("Parameter"), Column("error / bound"), *(Column(title) for _, title, _ in ERRORS)]
+    likely = _telling(report["gradients"], LIKELY)
+    columns = [
+        Column("Parameter, or step and its input"),
+        Column("error / bound"),
+        *(Column(title, group="error / likely error") for _, title in likely),
+        *(Column(title, group="total error") for _, title, _ in ERRORS),
+    ]
 
     def cells(row: Mapping[str, Any]) -> list[object]:
-        return [code(row["parameter"]), ratio_cell(row["ratio"]), *(write(row[field]) for field, _, write in ERRORS)]
+        return [
+            code(row["parameter"]),
+            ratio_cell(row["ratio"]),
+            *(number(row.get(field)) for field, _ in likely),
+            *(write(row[field]) for field, _, write in ERRORS),
+        ]
 
     return _per_participant(report, "gradients", "gradients", columns, cells, GRADIENT_ROWS)
+
+
+def _telling(rows: Sequence[Mapping[str, Any]], fields: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of the fields that any row knows."""
+    return [(field, title) for field, title in fields if any(row.get(field) is not None for row in rows)]
 
 
 def _per_participant(
@@ -83,6 +111,8 @@ def _per_participant(
             kept = [rows[place] for place in sorted(order[:each])]
         largest = largest_ratio(rows)
         said = f"{text(who)}: {len(rows):,} {what}"
+        if unjudged := sum(row.get("unjudged") is not None for row in rows):
+            said += f", {unjudged:,} of them not judged"
         if largest:
             place = largest["tap" if field == "taps" else "parameter"]
             said += f", error / bound at most {number(largest['ratio'])}, at {text(place)}"
