@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import Signature, signature
 from typing import Any, ClassVar
 
 import numpy as np
@@ -74,6 +75,12 @@ class ReadBackend(type):
     def __call__(cls, *arguments: Any, **options: Any) -> Any:
         built = super().__call__(*arguments, **options)
         return ExactReading(built, OPERATIONS) if built.precision == "exact" else built
+
+    @property
+    def __signature__(cls) -> Signature:
+        """That of the constructor, which is what somebody who builds a backend has to know."""
+        of_constructor = signature(cls.__init__)  # type: ignore[misc]  # whichever subclass this is
+        return of_constructor.replace(parameters=list(of_constructor.parameters.values())[1:])
 
 
 class Backend(metaclass=ReadBackend):

@@ -73,25 +73,25 @@ def continuations(
         for number, run in enumerate(several):
             for prompt, generation in enumerate(run):
                 if (fault := uncached.unexplained(generation, ends=model.end_of_text_ids)) is not None:
-                    message = (
+                    finding = (
                         f"greedy decoding on {participant} chose token {fault[0]} after prompt {prompt} against its "
                         f"own logits ({fault[1]}); its cache or its choice of the likeliest differs."
                     )
-                    raise Wrong(message)
+                    raise Wrong(finding)
                 what = f"the continuation of prompt {prompt} (run {number})"
                 engine.judge(what, generation, prompts[prompt].tolist(), new_tokens, ends=model.end_of_text_ids)
         return f"{sum(map(len, tokens))} tokens after {len(prompts)} prompts, {runs} times."
 
     def look_at_the_sampled() -> str:
         if sampler is None:
-            message = "It ended at once, or rounding leaves each of its tokens open."
-            raise Untried(message)
+            finding = "It ended at once, or rounding leaves each of its tokens open."
+            raise Untried(finding)
         if not sampler:
-            message = (
+            finding = (
                 f"the sampler on {participant} drew another token than its rules do from the same logits, token "
                 f"{place} after the first prompt."
             )
-            raise Wrong(message)
+            raise Wrong(finding)
         return f"As many as {new_tokens} tokens after the first prompt, with every rule at once, were drawn again."
 
     checks = [

@@ -27,8 +27,8 @@ from transformer_lab.language_model.placing import add_derived
 from transformer_lab.model.decoder import forward
 
 ADDITIONS = ("embed", "resid_mid", "resid_post")
-# Of the values: where the likely error is wider than that, too little was shown before it to judge an operation. That of
-# float32 on what was shown is some 1e-7 of them; with kernels of few bits some 1e-2.
+# Of the values: where the likely error is wider than that, too little was shown before it to judge an operation. That
+# of float32 on what was shown is some 1e-7 of them; with kernels of few bits some 1e-2.
 VAGUE, VAGUE_IN_FEW_BITS = 0.01, 0.1
 FLUSHED = 2.0**-100  # a bound below that is about numbers that are taken for 0
 MASKED = -1e3  # a score that low hides its key as -inf does

@@ -80,8 +80,8 @@ class Generations:
     def _unequal_rows(self) -> str:
         lengths = ", ".join(str(len(row)) for row in self.rows)
         if len({*map(len, self.rows)}) < BATCH:
-            message = f"The context of {self.context} positions is too short for {BATCH} rows of different lengths."
-            raise Untried(message)
+            finding = f"The context of {self.context} positions is too short for {BATCH} rows of different lengths."
+            raise Untried(finding)
         with ending_at(self.model, ()):
             together = self.batch("a batch of unequal rows", self.rows, self.new)
             if self.uncached.exact:
@@ -155,18 +155,18 @@ class Generations:
     def _stop_strings(self) -> str:
         tokenizer: Any = self.model.tokenizer
         if tokenizer is None:
-            message = "The model has no tokenizer, so it has no text."
-            raise Untried(message)
+            finding = "The model has no tokenizer, so it has no text."
+            raise Untried(finding)
         if not self._has_plain_text():
-            message = "In this tokenizer the text of a token depends on its neighbours."
-            raise Untried(message)
+            finding = "In this tokenizer the text of a token depends on its neighbours."
+            raise Untried(finding)
         self._require_unequal()
         for row in (3, 0, 1, 2):
             if stops := _stop_strings(tokenizer, self.unequal[row].token_ids):
                 break
         else:
-            message = "No continuation has two tokens of readable text."
-            raise Untried(message)
+            finding = "No continuation has two tokens of readable text."
+            raise Untried(finding)
         held = _held_back(tokenizer, self.unequal[row].token_ids)
         with ending_at(self.model, ()):
             together = self.batch("a batch with stop strings", self.rows, self.new, stop=[*stops, *held])
@@ -208,8 +208,8 @@ class Generations:
         if self.wrong_logprob is not None:
             raise Wrong(self.wrong_logprob)
         if not self.handed_out:
-            message = "No generation came so far."
-            raise Untried(message)
+            finding = "No generation came so far."
+            raise Untried(finding)
         return f"{self.handed_out} of them, of all generations here, against log softmax of uncached logits."
 
     # --- one generation ---------------------------------------------------------------------------------------------
@@ -228,8 +228,8 @@ class Generations:
         """generate, judged."""
         found: Any = self._asked(what, lambda: self._generate(list(prompts), new, sampling, seed, stop, **more))
         if len(found) != len(prompts):
-            message = f"{what} on {self.participant} has {len(found)} continuations of {len(prompts)} prompts."
-            raise Wrong(message)
+            finding = f"{what} on {self.participant} has {len(found)} continuations of {len(prompts)} prompts."
+            raise Wrong(finding)
         seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
         for row, (one, prompt, number) in enumerate(zip(found, prompts, seeds, strict=True)):
             self.judge(f"row {row} of {what}", one, prompt, new, sampling, number, ends, stop or ())
@@ -255,8 +255,8 @@ class Generations:
         shown = self._asked(what, lambda: "".join(stream))
         self.judge(what, stream.result, prompt, self.new, stop=stop)
         if shown != stream.result.text:
-            message = f"{what} on {self.participant} showed {shown!r} and has the text {stream.result.text!r}."
-            raise Wrong(message)
+            finding = f"{what} on {self.participant} showed {shown!r} and has the text {stream.result.text!r}."
+            raise Wrong(finding)
 
     def judge(
         self,
@@ -272,29 +272,29 @@ class Generations:
         """Raises Wrong where the generation is not one of this prompt, these rules and these ends."""
         who, tokens, reason = f"{what} on {self.participant}", found.token_ids, found.finish_reason
         if found.prompt_token_ids != list(prompt):
-            message = f"{who} is the continuation of another prompt."
-            raise Wrong(message)
+            finding = f"{who} is the continuation of another prompt."
+            raise Wrong(finding)
         if (fault := self.uncached.unexplained(found, sampling, seed, ends)) is not None:
             place, how = fault
-            message = f"{who} has at token {place} another one than the model's uncached logits and the rules ({how})."
-            raise Wrong(message)
+            finding = f"{who} has at token {place} another one than the model's uncached logits and the rules ({how})."
+            raise Wrong(finding)
         kept = next((place for place, token in enumerate(tokens) if token in ends), None)
         if kept is not None:
-            message = f"{who} did not end before the end token {tokens[kept]}, at token {kept}."
-            raise Wrong(message)
+            finding = f"{who} did not end before the end token {tokens[kept]}, at token {kept}."
+            raise Wrong(finding)
         text, needed = self._text(tokens, stop)
         expected = "length" if len(tokens) == limit else "end_of_text" if ends else "no end before the limit"
         if needed is not None:
             expected = "stop"
         if len(tokens) > limit or reason != expected or (needed is not None and needed != len(tokens)):
-            message = f"{who} ended after {len(tokens)} of {limit} tokens with {reason!r}; expected was {expected!r}."
-            raise Wrong(message)
+            finding = f"{who} ended after {len(tokens)} of {limit} tokens with {reason!r}; expected was {expected!r}."
+            raise Wrong(finding)
         if text is not None and found.text != text:
-            message = f"{who} has the text {found.text!r}; its {len(tokens)} tokens say {text!r}."
-            raise Wrong(message)
+            finding = f"{who} has the text {found.text!r}; its {len(tokens)} tokens say {text!r}."
+            raise Wrong(finding)
         if self.uncached.exact and not self.uncached.has_hash(found):
-            message = f"{who} was chosen from other logits than uncached ones: their sha256 differ."
-            raise Wrong(message)
+            finding = f"{who} was chosen from other logits than uncached ones: their sha256 differ."
+            raise Wrong(finding)
         self.note_logprobs(who, found)
 
     def note_logprobs(self, who: str, found: Generation) -> None:
@@ -329,8 +329,8 @@ class Generations:
         except (MemoryError, UnavailableError):
             raise
         except Exception as error:
-            message = f"{what} on {self.participant} raised {type(error).__name__}: {error}"
-            raise Wrong(message) from error
+            finding = f"{what} on {self.participant} raised {type(error).__name__}: {error}"
+            raise Wrong(finding) from error
 
     def _same(self, what: str, one: Generation, other: Generation, how: str) -> None:
         """In exact mode all is the same, bit for bit."""
@@ -342,13 +342,13 @@ class Generations:
                     pairs = zip(left, right, strict=False)
                     place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
                     where = f" from token {place} on"
-                message = f"{what} on {self.participant} is not the same {how}: {name} differ{where}, in exact mode."
-                raise Wrong(message)
+                finding = f"{what} on {self.participant} is not the same {how}: {name} differ{where}, in exact mode."
+                raise Wrong(finding)
 
     def _require_unequal(self) -> None:
         if not self.unequal:
-            message = "The batch of unequal rows, from which it starts, could not be made or is wrong."
-            raise Untried(message)
+            finding = "The batch of unequal rows, from which it starts, could not be made or is wrong."
+            raise Untried(finding)
 
     def _greedy_tokens(self, prompt: list[int]) -> list[int]:
         if self.unequal:

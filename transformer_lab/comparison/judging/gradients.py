@@ -99,11 +99,11 @@ class TrueGradients:
             while len(names) > 1:  # the first half that does not agree
                 half = names[: len(names) // 2]
                 names = half if not self._agrees(flat, directions, half) else names[len(half) :]
-            message = (
+            finding = (
                 f"A defect of the definition's gradient: that of {names[0]} is not the slope of the loss (central "
                 "differences in float64); a path is cut off, or a derivative is wrong on every backend."
             )
-            return [message]
+            return [finding]
         return []
 
     def _agrees(self, flat: dict[str, np.ndarray], directions: dict[str, np.ndarray], names: Sequence[str]) -> bool:

@@ -52,11 +52,11 @@ def sampler_rules(participant: str, seed: int = 0) -> Check:
                     expected = resampled(logits, chosen, rule, number, prompt)
                     for place, (got, right) in enumerate(zip(chosen, expected, strict=True)):
                         if right not in (None, got):
-                            message = (
+                            finding = (
                                 f"the sampler on {participant} chose {got} in place of {right}, at token {place} of "
                                 f"rows with {kind}, seed {number}, {_in_words(rule)}."
                             )
-                            raise Wrong(message)
+                            raise Wrong(finding)
                     decided += len(expected) - expected.count(None)
                     left_open += expected.count(None)
         return (
@@ -97,11 +97,11 @@ def _chosen(
         try:
             history.append(generate.choose(given, rule, history, noise))  # type: ignore[attr-defined]
         except Exception as error:
-            message = f"the sampler on {participant} raised {type(error).__name__} on rows with {kind}: {error}"
-            raise Wrong(message) from error
+            finding = f"the sampler on {participant} raised {type(error).__name__} on rows with {kind}: {error}"
+            raise Wrong(finding) from error
         if not np.array_equal(given, row):
-            message = f"the sampler on {participant} changed the logits of token {place} in rows with {kind}."
-            raise Wrong(message)
+            finding = f"the sampler on {participant} changed the logits of token {place} in rows with {kind}."
+            raise Wrong(finding)
     return history[len(prompt) :]
 
 
