@@ -96,4 +96,19 @@ class BestTwo(SquaredReLU):
         return ops.linear(weights, params["down"]["kernel"])
 
 
-COMPONENTS = {kind.__name__: kind() for kind in (SquaredReLU, SoftmaxGate, RunningSum, InnerAttention, BestTwo)}
+@dataclass(frozen=True)
+class Sorted(SquaredReLU):
+    """The inner values in their order, beside themselves and their spread."""
+
+    taps: ClassVar[tuple[str, ...]] = ("pre", "act")
+
+    def __call__(self, ops, params, x, tap):
+        xp = ops.xp
+        pre = tap("pre", ops.linear(x, params["up"]["kernel"]))
+        ranked = xp.sort(pre, axis=-1) - 0.5 * xp.std(pre, axis=-1, keepdims=True)
+        act = tap("act", xp.concat([ranked[..., ::2], pre[..., 1::2]], axis=-1))
+        return ops.linear(act, params["down"]["kernel"])
+
+
+KINDS = (SquaredReLU, SoftmaxGate, RunningSum, InnerAttention, BestTwo, Sorted)
+COMPONENTS = {kind.__name__: kind() for kind in KINDS}

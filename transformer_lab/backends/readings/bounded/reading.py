@@ -30,6 +30,7 @@ class BoundedAlgebra(Readable):
     def scattered(self, part: Part, shape: tuple[int, ...]) -> Bounded:
         """Zeros of `shape` with a part of a gradient in its place; what comes to one place twice is summed."""
         g = part.gradient
+        part = part._replace(index=mapped_values(part.index))
 
         def put(values: Any) -> np.ndarray:
             target = np.zeros(shape)
