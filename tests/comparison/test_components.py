@@ -237,3 +237,18 @@ def test_the_mistakes_are_mistakes():
             right = ops.to_numpy(getattr(xp, name)(ops.asarray(x), **named))
             off = ops.to_numpy(wrong(xp, getattr(xp, name), ops.asarray(x), **named)) - right
             assert off.dtype == np.float32 and 1e-7 < np.abs(off).max() < 1.0, (backend, name)
+
+
+def test_a_gradient_that_is_infinite_by_itself_is_not_judged(folders):
+    """The root of a 0: no bound says what becomes of its slope, and no backend is to blame."""
+
+    @dataclass(frozen=True)
+    class Root(SquaredReLU):
+        taps: ClassVar[tuple[str, ...]] = ("pre",)
+
+        def __call__(self, ops, params, x, tap):
+            pre = ops.relu(tap("pre", ops.linear(x, params["up"]["kernel"])))
+            return ops.linear(ops.xp.sqrt(pre), params["down"]["kernel"])
+
+    found = compared(folders["gpt2"], Root(), ["numpy"], gradients=True)
+    assert found.status == "not judged" and "is not finite in float64 itself" in found.verdict

@@ -94,7 +94,10 @@ def compare(
             progress("gradients of the truth", 0, total)
         try:
             true_gradients.append(TrueGradients(true_model, ids[0][: LONGEST_GRADIENT + 1]))
-            detached = true_gradients[0].detached()
+            detached = [] if true_gradients[0].infinite else true_gradients[0].detached()
+            if true_gradients[0].infinite:
+                where = true_gradients[0].infinite[-1]
+                without_gradient.append(f"Not judged: the gradients: that at {where} is not finite in float64 itself.")
         except ConfigurationError as error:  # a function without a gradient, in somebody's own network
             without_gradient.append(f"Not judged: the gradients: {error}")
 

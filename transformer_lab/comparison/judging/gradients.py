@@ -82,7 +82,11 @@ class TrueGradients:
 
     def __init__(self, truth: LanguageModel, token_ids: np.ndarray) -> None:
         self.truth, self.token_ids = truth, np.asarray(token_ids, np.int64)[None]
-        self.calls, self.parameters = noted_gradients(truth, self.token_ids)
+        with np.errstate(all="ignore"):
+            calls, self.parameters = noted_gradients(truth, self.token_ids)
+        self.calls = [call for call in calls if np.isfinite(call.cotangent).all()]
+        # Behind the root of a 0, say: nothing can be said about what becomes of it.
+        self.infinite = list(dict.fromkeys(call.name for call in calls if not np.isfinite(call.cotangent).all()))
 
     def detached(self, seed: int = 0) -> list[str]:
         """Sentences on a part of the gradient that central differences of the loss do not confirm."""
@@ -145,7 +149,8 @@ def compare_gradients(
     ops = model.backend
     if not ops.can_train or ops.precision not in (*TRAINABLE_PRECISIONS, "exact"):
         return []
-    found = parameter_gradients(model, true.token_ids)
+    with np.errstate(all="ignore"):  # what is not finite is in the rows
+        found = parameter_gradients(model, true.token_ids)
     if look_on is not None:
         for name in reversed(true.parameters):
             look_on(name, found[name])
