@@ -130,6 +130,7 @@ class TrueGradients:
         return abs(fine - sum(parts)) <= slack + abs(fine - coarse)
 
 
+@np.errstate(all="ignore")  # what is not finite is in the rows
 def compare_gradients(
     model: LanguageModel,
     true: TrueGradients,
@@ -149,8 +150,7 @@ def compare_gradients(
     ops = model.backend
     if not ops.can_train or ops.precision not in (*TRAINABLE_PRECISIONS, "exact"):
         return []
-    with np.errstate(all="ignore"):  # what is not finite is in the rows
-        found = parameter_gradients(model, true.token_ids)
+    found = parameter_gradients(model, true.token_ids)
     if look_on is not None:
         for name in reversed(true.parameters):
             look_on(name, found[name])
