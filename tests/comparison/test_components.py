@@ -252,3 +252,33 @@ def test_a_gradient_that_is_infinite_by_itself_is_not_judged(folders):
 
     found = compared(folders["gpt2"], Root(), ["numpy"], gradients=True)
     assert found.status == "not judged" and "is not finite in float64 itself" in found.verdict
+
+
+TAP_MISTAKES = {
+    "twice": (("a",), lambda xp, tap, h: tap("a", tap("a", h) * 2.0), "tap ffn.a is shown twice"),
+    "out": (("out",), lambda xp, tap, h: tap("out", h), "tap ffn.out is shown twice"),
+    "undeclared": ((), lambda xp, tap, h: tap("zz", h), "tap ffn.zz is not declared"),
+    "not of each token": (("a",), lambda xp, tap, h: h * tap("a", xp.max(h)), "tap ffn.a has the shape"),
+}
+
+
+@pytest.mark.parametrize("name", TAP_MISTAKES)
+def test_mistakes_with_taps_are_answered_in_words(folders, name):
+    declared, run, said = TAP_MISTAKES[name]
+
+    @dataclass(frozen=True)
+    class Mistaken(SquaredReLU):
+        taps: ClassVar[tuple[str, ...]] = declared
+
+        def __call__(self, ops, params, x, tap):
+            inner = run(ops.xp, tap, ops.linear(x, params["up"]["kernel"]))
+            return ops.linear(inner, params["down"]["kernel"])
+
+    with pytest.raises(lab.ConfigurationError, match=said):
+        compared(folders["gpt2"], Mistaken(), ["numpy"])
+
+
+def test_a_short_context_is_filled_by_prompts_not_by_continuations(tmp_path):
+    save_gpt2(tmp_path / "short", n_positions=24)
+    found = lab.compare(tmp_path / "short", None, ["numpy"], exact=False)
+    assert max(found.to_dict()["reached"]["lengths"]) >= 12 and found.to_dict()["gradients"]

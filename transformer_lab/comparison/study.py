@@ -72,7 +72,8 @@ def compare(
     truth = OwnModel(true_model)
     config = true_model.config
     if prompts is None:
-        longest = max(1, config.context_length - new_tokens)
+        # Of a short context the longer half is the prompt's: what is not fed is not judged.
+        longest = max(config.context_length - new_tokens, (config.context_length + 1) // 2)
         prompts = default_prompts(true_model.tokenizer, config.vocab_size, longest)
     listed: list[Any] = list(prompts) if several_prompts(prompts) else [prompts]
     if not listed:

@@ -174,7 +174,7 @@ def gelu_erf(ops: Any, x: Any) -> Any:
 def relu(ops: Any, x: Any) -> Any:
     """y = max(x, 0): dL/dx = g where x > 0, else 0."""
     p = plain(x)
-    return record(np.maximum(p, 0.0), (x, lambda g: g * (p > 0.0)))
+    return record(np.maximum(p, 0.0), (x, lambda g: np.where(p > 0.0, g, 0.0)))
 
 
 def silu(ops: Any, x: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from transformer_lab.backends.plain.manual import HIDDEN
 from transformer_lab.cache.contiguous import Contiguous
 from transformer_lab.config import component
+from transformer_lab.errors import ConfigurationError
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.language_model.placing import placed
 from transformer_lab.model.config import ModelConfig
@@ -195,7 +196,8 @@ class OwnModel:
 def growing_axes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Of every tap of a block, by its local name, the axes that grow with the text: its tokens, and for some its keys.
 
-    They are found by looking: one block of the same kind, on one token and on two.
+    They are found by looking: one block of the same kind, on two rows of one token and of two. Raises
+    ConfigurationError for a tap that is not of each token.
     """
     small = replace(config, num_layers=1, vocab_size=2, context_length=8, end_of_text_id=None, begin_of_text_id=None)
     ops = component("backend", "numpy", precision="float64", ops="manual")
@@ -207,8 +209,15 @@ def growing_axes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             found[name.removeprefix("blocks.0.")] = x.shape
             return x
 
-        forward(ops, small, params, np.zeros((1, length), np.int64), np.zeros(1, np.int64), tap=look)
+        forward(ops, small, params, np.zeros((2, length), np.int64), np.zeros(2, np.int64), tap=look)
     short, long = seen
+    for name, shape in long.items():
+        if not shape or shape[0] != 2 or shape == short[name]:
+            message = (
+                f"The tap {name} has the shape {list(shape)} for 2 rows of 2 tokens. A tap that is compared holds "
+                "something of each token: the rows first, and an axis of tokens."
+            )
+            raise ConfigurationError(message)
     return {name: tuple(axis for axis, n in enumerate(shape) if n != short[name][axis]) for name, shape in long.items()}
 
 
@@ -222,6 +231,13 @@ class Kept:
 
     def __call__(self, name: str, x: Any) -> Any:
         local = name.removeprefix(self.prefix)
+        if local not in self.names or local in self.taps:
+            said = "is shown twice" if local in self.taps else "is not declared"
+            message = (
+                f"The tap {local} {said}. A component lists each of its taps once in `taps`, shows it once, and calls "
+                "none of them `out`, which is what the decoder calls its result."
+            )
+            raise ConfigurationError(message)
         self.taps[local] = x
         place = self.names.index(local) + 1
         self.ops.certificate.place = self.names[place] if place < len(self.names) else ""
