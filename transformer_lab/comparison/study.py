@@ -138,7 +138,7 @@ def compare(
                 )
             except ConfigurationError as error:  # one of this backend's functions has none
                 without_gradient.append(f"Not judged: the gradients of {own.name}: {error}")
-        if len(ids[0]) > 1:
+        if len(ids[0]) > 1 and wanted == precision:
             part.loss = wrong_loss(model, own.name, ids[0], training=gradients)
         again = partial(load_model, source, backend, **{"precision": wanted, "ops": ops, **chosen})
         load = again if isinstance(backend, str) else None
