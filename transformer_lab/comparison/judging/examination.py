@@ -133,20 +133,11 @@ class TapFinding:
 
 
 @dataclass
-class Reach:
-    """What was reached: the longest prompt, the largest value in the stream, and which ids of the vocabulary."""
-
-    longest: int = 0
-    largest: float = 0.0
-    ids: set[int] = field(default_factory=set)
-
-
-@dataclass
 class Examination:
     """All that was found out about one participant. taps: those that it showed, in the order of the computation.
 
     hidden: those that it did not show. order: all, as the definition comes to them. unbounded: functions of xp that the
-    model uses and that have no bound.
+    model uses and that have no bound. largest_value: that was seen in the stream.
     """
 
     participant: str
@@ -156,7 +147,7 @@ class Examination:
     unbounded: list[str] = field(default_factory=list)
     logits: list[LogitAgreement] = field(default_factory=list)
     certificate: dict[str, tuple[int, int]] = field(default_factory=dict)
-    reach: Reach = field(default_factory=Reach)
+    largest_value: float = 0.0
     order: list[str] = field(default_factory=list)
 
     def first_divergence(self) -> Divergence | None:
@@ -237,9 +228,6 @@ class _Judge:
         self.names: list[str] = []
         self.hidden: list[str] = []  # the taps that were not shown
         self.since: list[str] = []  # and those of them since the last that was
-        reach = examination.reach
-        reach.longest = max(reach.longest, len(token_ids))
-        reach.ids.update(np.asarray(token_ids).tolist())
 
     def __call__(self, name: str, expected: Any) -> Any:
         self.names.append(name)
@@ -270,7 +258,7 @@ class _Judge:
             self.examination.logits.append(agreement_of(value[0], true[0], prompt=self.prompt))
         elif value.ndim == 3:
             finite = np.abs(value[np.isfinite(value)])
-            self.examination.reach.largest = max(self.examination.reach.largest, float(finite.max(initial=0.0)))
+            self.examination.largest_value = max(self.examination.largest_value, float(finite.max(initial=0.0)))
         self.since = []
         # A product that a compiler joined to what follows was not rounded before it: what is shown is.
         return self.reading.shown(value, fused=expected.factor)

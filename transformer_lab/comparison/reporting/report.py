@@ -153,13 +153,12 @@ def reached(parts: Sequence[Part], prompts: Sequence[np.ndarray], model: Languag
     """How far the comparison went: what it did not reach, it did not judge."""
     ids = {int(token) for prompt in prompts for token in prompt}
     lengths = [len(prompt) for prompt in prompts]
-    reaches = [part.examination.reach for part in parts]
     return {
         "lengths": lengths,
         "positions": max(lengths),
         "context": model.config.context_length,
         "vocabulary": len(ids) / model.config.vocab_size,
-        "largest_value": max((reach.largest for reach in reaches), default=0.0),
+        "largest_value": max((part.examination.largest_value for part in parts), default=0.0),
         "precisions": sorted({part.facts["precision"] for part in parts}),
         "hidden": {part.facts["name"]: part.examination.hidden for part in parts if part.examination.hidden},
         "unbounded": sorted({name for part in parts for name in part.examination.unbounded}),

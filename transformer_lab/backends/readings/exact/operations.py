@@ -96,11 +96,6 @@ def row_pieces(ops: Any, rows: int, width: int) -> list[slice]:
     return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 
-def without_denormals(ops: Any, x: Any) -> Any:
-    """x, float32, with 0 for what XLA takes for 0, and for -0."""
-    return ops.flush(x + 0.0)
-
-
 def exact_sum(ops: Any, terms: Any, largest: float | None = None) -> Any:
     """The sum over the last axis (n terms) in float64, to about 2^-90 of n times the largest term.
 
@@ -195,8 +190,7 @@ def linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     xp = ops.xp
     if not isinstance(kernel, ExactKernel):
         kernel = prepare_kernel(ops, xp.permute_dims(kernel, (1, 0)))
-    rows = without_denormals(ops, x)  # only a direct caller's may hold denormals
-    rows = xp.reshape(rows, (1, -1, x.shape[-1]))
+    rows = xp.reshape(x, (1, -1, x.shape[-1]))
     y = products(ops, rows, ExactKernel(*(part[None, ...] for part in kernel)), bias=bias)
     return xp.reshape(y, (*x.shape[:-1], y.shape[-1]))
 

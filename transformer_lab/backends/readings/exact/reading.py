@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from transformer_lab.backends.plain.manual import identity
+from transformer_lab.backends.plain.manual import OPERATIONS, identity
 from transformer_lab.backends.readings import recorded
 from transformer_lab.backends.readings.array import Read, reading_of
 from transformer_lab.backends.readings.exact import algebra, gradients
-from transformer_lab.backends.readings.exact.operations import ExactKernel, refuse
+from transformer_lab.backends.readings.exact.operations import SMALLEST_NORMAL, ExactKernel, refuse
 from transformer_lab.backends.readings.gradient_rules import CONSTANT, RULES
 from transformer_lab.backends.readings.recorded import Recorded, Tape, record_together
 
@@ -112,11 +112,11 @@ class ExactAlgebra:
 class ExactReading:
     """What a backend is in exact mode. inner: the backend, whose operations take and give the framework's arrays."""
 
-    def __init__(self, inner: Any, operations: tuple[str, ...]) -> None:
+    def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.xp = ExactAlgebra(self)
         self.compiles = False  # as a whole; a backend may compile the single steps
-        for name in operations:
+        for name in OPERATIONS:
             setattr(self, name, self._operation(getattr(inner, name), getattr(gradients, name)))
 
     def __getattr__(self, name: str) -> Any:
@@ -281,7 +281,9 @@ class ExactReading:
         return lambda name, x: raw(tap(name, self.wrapped(x)))
 
     def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        tape = lambda: Tape(self.xp, RULES, CONSTANT, "Exact mode")  # noqa: E731
+        def tape() -> Tape:
+            return Tape(self.xp, RULES, CONSTANT, "Exact mode")
+
         both = recorded.value_and_grad(function, tape, lambda x: isinstance(x, Exact))
 
         def scoped(*arguments: Any) -> tuple[Any, Any]:
@@ -292,7 +294,7 @@ class ExactReading:
 
 
 def _without_denormals(array: np.ndarray) -> np.ndarray:
-    """float32 with 0 for what XLA takes for 0, and for -0."""
+    """float32 with 0 for what XLA takes for 0 (denormals), and for -0."""
     with np.errstate(over="ignore"):
         array = np.asarray(array, np.float32)
-    return np.where(np.abs(array) < 2.0**-126, np.float32(0.0), array)
+    return np.where(np.abs(array) < SMALLEST_NORMAL, np.float32(0.0), array)
