@@ -81,7 +81,12 @@ RULES = {
         (lambda x: XP.var(x, axis=(0, 1), keepdims=True), CUBE),
     ],
     "std": [(XP.std, X), (lambda x: XP.std(x, axis=0, correction=1.0, keepdims=True), X)],
-    "prod": [(XP.prod, X), (lambda x: XP.prod(x, axis=-1), X), (lambda x: np.prod(x, axis=0, keepdims=True), X)],
+    "prod": [
+        (XP.prod, X),
+        (lambda x: XP.prod(x, axis=-1), X),
+        (lambda x: np.prod(x, axis=0, keepdims=True), X),
+        (lambda x: XP.prod(x, axis=-1), np.array([[0.0, 2.0, -3.0], [0.0, 2.0, 0.0], [1.0, 2.0, 3.0]])),
+    ],
     "cumulative_sum": [(lambda x: XP.cumulative_sum(x, axis=1), X), (np.cumsum, X)],
     "sort": [(lambda x: XP.sort(x, axis=-1), X), (lambda x: XP.sort(x, axis=0, descending=True), X)],
     "take": [

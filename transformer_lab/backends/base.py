@@ -102,7 +102,7 @@ class Backend(metaclass=ReadBackend):
     in_place: ClassVar[bool] = True  # slice_update writes into its target, so a view of a cache can be updated
     compiles: ClassVar[bool] = False  # so that running the operations one by one is another way
     fixed_threads: ClassVar[bool] = False  # their number is settled when the process starts
-    rounds_arithmetic: ClassVar[bool] = True  # + - * / and the root of float32 are those of IEEE 754
+    rounds_arithmetic: ClassVar[bool] = True  # + - * / of float32 are those of IEEE 754
     piece: ClassVar[int] = 1 << 15  # float64 elements that exact mode works on at a time, so that they stay in a cache
     steps_per_call: ClassVar[int] = 1  # how many tokens one call of a compiled decoding step may produce
 

@@ -27,16 +27,18 @@ LENGTHS = (141, 64, 17, 2)
 REPEATED = 5  # of so many ids one stood there before, because what is used twice has two gradients
 
 
-def default_prompts(tokenizer: Any, vocab_size: int, longest: int) -> list[list[int]]:
-    """Rows of token ids, none longer than `longest`: the texts, or without a tokenizer ids of all the vocabulary."""
+def default_prompts(tokenizer: Any, vocab_size: int, longest: int) -> list[str | list[int]]:
+    """The texts; those of more than `longest` tokens cut, as token ids. Without a tokenizer, ids of all the
+    vocabulary."""
     if tokenizer is not None:
-        rows = [list(tokenizer.encode(text)) for text in TEXTS]
-    else:
-        drawn = np.random.default_rng(0).permutation(vocab_size)
-        rows, first = [], 0
-        for length in LENGTHS:
-            row = np.resize(np.roll(drawn, -first), length)
-            row[REPEATED::REPEATED] = row[:-REPEATED:REPEATED][: len(row[REPEATED::REPEATED])]
-            rows.append(row.tolist())
-            first += length
-    return [row[:longest] for row in rows]
+        encoded = [list(tokenizer.encode(text)) for text in TEXTS]
+        return [text if len(ids) <= longest else ids[:longest] for text, ids in zip(TEXTS, encoded, strict=True)]
+    drawn = np.random.default_rng(0).permutation(vocab_size)
+    rows: list[str | list[int]] = []
+    first = 0
+    for length in LENGTHS:
+        row = np.resize(np.roll(drawn, -first), length)
+        row[REPEATED::REPEATED] = row[:-REPEATED:REPEATED][: len(row[REPEATED::REPEATED])]
+        rows.append(row[:longest].tolist())
+        first += length
+    return rows

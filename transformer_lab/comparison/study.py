@@ -156,11 +156,15 @@ def compare(
     if progress:
         progress("report", total, total)
     texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
-    sound_kl = {
-        part.examination.precision: kl
+    of_unknown_logits = {
+        part.examination.precision
         for part in parts
-        if part.examination.unjudged() is not None
-        and (kl := _sound_kl(source, part.examination.precision, true_model, ids, chosen)) is not None
+        if (found := part.examination.taps.get("logits")) is not None and found.unjudged
+    }
+    sound_kl = {
+        name: kl
+        for name in sorted(of_unknown_logits)
+        if (kl := _sound_kl(source, name, true_model, ids, chosen)) is not None
     }
     seconds = time.perf_counter() - begin
     return report_of(true_model, precision, texts, ids, parts, bits, detached, without_gradient, sound_kl, seconds)

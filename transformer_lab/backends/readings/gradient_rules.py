@@ -315,11 +315,19 @@ def _std(tape: Tape, x: Any, axis: Any = None, correction: float = 0.0, keepdims
 
 @rule("prod")
 def _prod(tape: Tape, x: Any, axis: Any = None, keepdims: bool = False, dtype: Any = None) -> Any:
-    """y = the product of x over some axes: dL/dx = g y / x; refused where x holds a 0, which leaves one factor out."""
+    """y = the product of x over some axes: dL/dx = g times the product of the others, which is 0 beside another 0."""
     xp, p = tape.xp, x.value
     _no_dtype(tape, "prod", x, dtype)
-    y = xp.prod(p, axis=axis, keepdims=keepdims)
-    return record(y, (x, lambda g: spread(xp, g * y, p.shape, axis) / p))
+
+    def to_x(g: Any) -> Any:
+        zero = p == 0.0
+        factors = xp.where(zero, 1.0, p)
+        others = xp.prod(factors, axis=axis, keepdims=True) / factors
+        zeros = xp.sum(xp.astype(zero, p.dtype), axis=axis, keepdims=True)
+        alone = xp.where(zero, zeros, zeros + 1.0) == 1.0  # no other factor is 0
+        return xp.where(alone, spread(xp, g, p.shape, axis) * others, 0.0)
+
+    return record(xp.prod(p, axis=axis, keepdims=keepdims), (x, to_x))
 
 
 @rule("cumulative_sum")

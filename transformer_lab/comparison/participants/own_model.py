@@ -7,6 +7,7 @@ definition says that the taps are the same, and in exact mode they are, bit for 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,7 @@ class OwnModel:
             yield prefix + name, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
 
 
+@cache
 def growing_axes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Of every tap of a block, by its local name, the axes that grow with the text: its tokens, and for some its keys.
 

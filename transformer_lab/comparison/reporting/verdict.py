@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformer_lab.backends.plain.manual import HIDDEN
 from transformer_lab.backends.readings.bounded.units import LARGEST
 from transformer_lab.comparison.judging.exactness import Exactness
 from transformer_lab.comparison.judging.examination import Divergence, Examination
@@ -130,7 +131,7 @@ def _placed(found: Examination, tap: str, order: Sequence[str]) -> str:
     place = order.index(tap)
     before = next((name for name in reversed(order[:place]) if name in found.taps), None)
     between = place - (order.index(before) if before else -1) - 1
-    hidden_by_fusion = all(name.rpartition(".")[2] in ("scores", "pattern") for name in order[place - between : place])
+    hidden_by_fusion = all(name.rpartition(".")[2] in HIDDEN for name in order[place - between : place])
     if between == 0 or hidden_by_fusion:
         return tap
     return f"what lies between {before or 'the token ids'} and {tap}"
