@@ -187,9 +187,9 @@ def bounded(case: Case, arrays: list[np.ndarray], errors: list[np.ndarray] | Non
 
 
 def ratio(found: np.ndarray, expected: Bounded, unit: np.ndarray | None = None) -> float:
-    off = np.abs(np.asarray(found, np.float64) - expected.value)
+    off, unit = np.abs(np.asarray(found, np.float64) - expected.value), expected.error if unit is None else unit
     with np.errstate(divide="ignore", invalid="ignore"):
-        each = np.where(found == expected.value, 0.0, off / (expected.error if unit is None else unit))
+        each = np.where((found == expected.value) | np.isinf(unit), 0.0, off / unit)
     return float(np.where(np.isnan(each), np.inf, each).max(initial=0.0))
 
 
@@ -273,6 +273,15 @@ def test_jax_is_within_the_bounds(name):
     for seed in range(8):
         arrays = drawn(case, seed, 10.0 ** (seed % 4 - 2))
         assert ratio(ops.to_numpy(run(*map(ops.asarray, arrays))), bounded(case, arrays)) <= 1.0
+
+
+def test_where_float32_may_overflow_nothing_is_known():
+    """exp(88.7) is a number in float32, exp(88.72284) may be one or not; exp(800) is infinite here too."""
+    x = READING.xp.exp(Bounded(np.array([88.7, 88.72284, 89.0, 800.0]), EXACTLY, READING))
+    assert np.isfinite(x.error[0]) and np.isinf(x.error[1:3]).all() and x.error[3] == 0.0
+    wider = BoundedReading(UNITS["float64"], "float64")
+    double = wider.xp.exp(Bounded(np.array([89.0, 700.0]), EXACTLY, wider))
+    assert np.isfinite(double.error).all()
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------

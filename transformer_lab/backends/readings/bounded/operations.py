@@ -24,7 +24,18 @@ TINY = float(np.finfo(np.float64).tiny)
 def pair(reading: Any, value: np.ndarray, error: Any, *inputs: Any, factor: bool = False) -> Bounded:
     """A result with its bounds: error(units, the errors of the inputs) for both levels."""
     known = [x for x in inputs if x is not None]
-    return Bounded(value, bounds(reading.levels, error, *known), reading, unjudged_of(*known), factor)
+    largest = reading.levels[0].largest
+    worst, likely = bounds(reading.levels, error, *known)
+    errors = _may_overflow(value, worst, largest), _may_overflow(value, likely, largest)
+    return Bounded(value, errors, reading, unjudged_of(*known), factor)
+
+
+def _may_overflow(value: np.ndarray, error: Any, largest: float) -> Any:
+    """The error is infinite where what is computed may be: beyond the largest number, but not infinite here."""
+    if value.size == 0 or max(value.max(), -value.min()) + np.max(error) < largest:
+        return error
+    reached = np.isfinite(value) & (np.abs(value) + error >= largest)
+    return np.where(reached, math.inf, error)
 
 
 def linear(reading: Any, x: Bounded, kernel: Bounded, bias: Bounded | None = None) -> Bounded:

@@ -22,13 +22,14 @@ LARGEST = 8.0
 class Units:
     """Roundings, relative to the result.
 
-    inner: of each step inside an operation. stored: of an operation's result, where it is kept. kernel: of the inputs
-    and the result of a product whose kernel is stored in fewer bits. levels: the kernel's columns are stored in that
-    many steps on each side of 0 (int8). smallest: results below it may be flushed to 0. activation: of each step of an
-    activation function, relative to its argument, where these are kept, too. weights: of every parameter. few: how many
-    an elementary function and the few operations around it may cost: torch's exp inside its attention is off by up to
-    20 units in the last place (its name is exp_u20), the others by one to four. elementary: how many such a function
-    costs alone. independent: whether roundings are taken for independent.
+    inner: of each step inside an operation. stored: of an operation's result, where it is kept. kernel: of the
+    inputs and the result of a product whose kernel is stored in fewer bits. levels: the kernel's columns are stored
+    in that many steps on each side of 0 (int8). smallest: results below it may be flushed to 0. largest: from here
+    on they are infinite. activation: of each step of an activation function, relative to its argument, where these
+    are kept, too. weights: of every parameter. few: how many an elementary function and the few operations around
+    it may cost: torch's exp inside its attention is off by up to 20 units in the last place (its name is exp_u20),
+    the others by one to four. elementary: how many such a function costs alone. independent: whether roundings are
+    taken for independent.
     """
 
     inner: float
@@ -36,6 +37,7 @@ class Units:
     kernel: float = 0.0
     levels: int = 0
     smallest: float = 2.0**-126
+    largest: float = 2.0**128
     activation: float = 0.0
     weights: float = 0.0
     few: float = 48.0
@@ -58,7 +60,7 @@ class Units:
 # Exact mode rounds once, and correctly.
 UNITS = {
     "float32": Units(2.0**-24 + JUDGE, 2.0 * 2.0**-24 + JUDGE),
-    "float64": Units(2.0 * JUDGE, 3.0 * JUDGE, smallest=2.0**-1022),
+    "float64": Units(2.0 * JUDGE, 3.0 * JUDGE, smallest=2.0**-1022, largest=math.inf),
     "exact": Units(2.0 * JUDGE, 2.0**-24 + 2.0 * JUDGE),
     "bfloat16": Units(2.0**-24, 2.0 * 2.0**-24, kernel=2.0**-8),
     "int8": Units(2.0**-24, 2.0 * 2.0**-24, kernel=2.0**-8, levels=127),
