@@ -149,7 +149,7 @@ class JaxBackend(Backend):
             raise UnavailableError(message) from error
         if jax.config.jax_compilation_cache_dir is None:  # nobody chose one: a second run starts fast all the same
             jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         self.wide = self.precision in ("float64", "exact")
         self._steps: dict[Any, Step] = {}
         self._phase: Phase | None = None  # while a step of exact mode is traced

@@ -58,6 +58,11 @@ class Exactness:
         if before is not None:
             counts[name] += int(np.count_nonzero(_bits(before) != _bits(value)))
 
+    def equal(self, participant: str) -> bool:
+        """Whether it showed the very taps that the first one did, bit for bit."""
+        shown, others = self.sizes[participant], next(iter(self.sizes.values()))
+        return shown.keys() == others.keys() and not any(self.differing[participant].values())
+
     @property
     def missing(self) -> dict[str, dict[str, int]]:
         """{participant: {tap: elements that another one showed for some prompt and this one did not}}."""

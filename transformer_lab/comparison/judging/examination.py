@@ -9,7 +9,7 @@ The truth and the participant run in step, so what is held at a time are the tap
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -149,6 +149,14 @@ class Examination:
     certificate: dict[str, tuple[int, int]] = field(default_factory=dict)
     largest_value: float = 0.0
     order: list[str] = field(default_factory=list)
+
+    def of(self, participant: str) -> "Examination":
+        """The same of another one, who showed the same bits; but for the certificate, which tells of how they came."""
+        taps = {
+            tap: replace(found, worst=None if found.worst is None else replace(found.worst, participant=participant))
+            for tap, found in self.taps.items()
+        }
+        return replace(self, participant=participant, taps=taps, certificate={})
 
     def first_divergence(self) -> Divergence | None:
         """The first tap whose operation is above its bound, and there the worst element."""

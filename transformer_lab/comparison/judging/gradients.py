@@ -282,7 +282,7 @@ def _rows_of(alone: Alone, call: Call, participant: str) -> Iterator[GradientRow
     errors: dict[str, list[Errors]] = {name: [] for name in call.learned}
     ratios = dict.fromkeys(call.learned, 0.0)
     likelihoods = {name: Likelihood() for name in call.learned}
-    for name, place, expected in _expected(call, inputs, cotangent, precision):
+    for name, place, expected in expected_gradients(call, inputs, cotangent, precision):
         if name in found:
             here = found[name][place]
             errors[name].append(errors_of(here, expected.value, precision))
@@ -295,10 +295,10 @@ def _rows_of(alone: Alone, call: Call, participant: str) -> Iterator[GradientRow
         yield GradientRow(participant, what, merge(errors[name]), ratios[name], seen.largest, seen.mean_square)
 
 
-def _expected(
+def expected_gradients(
     call: Call, inputs: dict[str, Any], cotangent: np.ndarray, precision: str
 ) -> Iterator[tuple[str, Any, Bounded]]:
-    """(input, place, the gradient there with its bound)."""
+    """(input, place, the judge's gradient there with its bound), piece by piece: those of sum(y * cotangent)."""
     # Exact mode rounds to float32 at some points inside a backward pass, as its docstrings say.
     named = "float32" if precision == "exact" else precision
     steps = Steps(UNITS[named], named)

@@ -14,6 +14,7 @@ from transformer_lab.comparison.judging.continuations import Continuations
 from transformer_lab.comparison.judging.exactness import Exactness
 from transformer_lab.comparison.judging.examination import Divergence, Examination
 from transformer_lab.comparison.judging.gradients import GradientRow
+from transformer_lab.comparison.judging.self_check import SelfCheck
 from transformer_lab.comparison.judging.semantics import differences
 from transformer_lab.comparison.judging.sweeps import SweepRow
 from transformer_lab.comparison.participants.participant import Participant
@@ -89,10 +90,11 @@ def report_of(
     exactness: Exactness,
     detached: Sequence[str],
     without_gradient: Sequence[str],
+    judge: SelfCheck,
     sound_kl: dict[str, float],
     seconds: float,
 ) -> Report:
-    """model: the truth's. For detached, without_gradient and sound_kl see `verdict`."""
+    """model: the truth's. For detached, without_gradient (there: not_judged) and sound_kl see `verdict`."""
     order = tap_order([part.examination for part in parts], tap_names(model.config))
     semantics = differences({part.facts["name"]: part.config for part in parts})
     examinations = [part.examination for part in parts]
@@ -107,7 +109,7 @@ def report_of(
         [sentence for part in parts for sentence in part.loss]
         + [sentence for one in continued for sentence in one.wrong],
         semantics,
-        without_gradient,
+        [*(f"Not judged: the judge itself is wrong: {one}." for one in judge.wrong), *without_gradient],
         sound_kl,
     )
     first = found.first
@@ -136,7 +138,7 @@ def report_of(
         "text": [_text_row(one) for one in continued],
         "gradients": [row.to_dict() for part in parts for row in part.gradients],
         "sweeps": [asdict(row) for part in parts for row in part.sweeps],
-        "reached": reached(parts, prompts, model),
+        "reached": reached(parts, prompts, model, judge),
         "environment": environment(),
         "seconds": seconds,
     }
@@ -149,7 +151,9 @@ def tap_order(examinations: Sequence[Examination], known: Sequence[str]) -> list
     return [*longest, *(name for name in known if name not in longest)]
 
 
-def reached(parts: Sequence[Part], prompts: Sequence[np.ndarray], model: LanguageModel) -> dict[str, Any]:
+def reached(
+    parts: Sequence[Part], prompts: Sequence[np.ndarray], model: LanguageModel, judge: SelfCheck
+) -> dict[str, Any]:
     """How far the comparison went: what it did not reach, it did not judge."""
     ids = {int(token) for prompt in prompts for token in prompt}
     lengths = [len(prompt) for prompt in prompts]
@@ -168,7 +172,7 @@ def reached(parts: Sequence[Part], prompts: Sequence[np.ndarray], model: Languag
             if part.continuations is not None
             for check in part.continuations.checks
         ],
-        "judge": "The judge shares the definition of the decoder with the participants that are ours.",
+        "judge": judge.sentence,
     }
 
 

@@ -52,12 +52,13 @@ def verdict(
     detached: Sequence[str],
     generation: Sequence[str],
     semantics: Sequence[dict[str, Any]],
-    without_gradient: Sequence[str],
+    not_judged: Sequence[str],
     sound_kl: dict[str, float],
 ) -> Verdict:
-    """order: every tap, in the order of the computation. detached, generation: what is wrong with paths of the gradient
-    and with continuations, in sentences. semantics: what differs in the configurations. without_gradient: why gradients
-    were not to be had, in sentences. sound_kl: for a precision, the KL divergence of the logits of a sound run in it.
+    """order: every tap, in the order of the computation. detached, generation: what is wrong with paths of the
+    gradient and with continuations, in sentences. semantics: what differs in the configurations. not_judged: why
+    gradients were not to be had, or the judge is wrong itself, in sentences. sound_kl: for a precision, the KL
+    divergence of the logits of a sound run in it.
     """
     said = [_semantic(row) for row in semantics]
     faults = [fault for found in examinations for fault in _faults(found, order, examinations, sound_kl)]
@@ -89,7 +90,7 @@ def verdict(
         tap = order[faults[0].place] if faults and faults[0].place < len(order) else None
         return Verdict(DEFECT, " ".join([*said, *defects]), first, tap)
     unjudged = [sentence for found in examinations for sentence in _unjudged(found)]
-    unjudged += without_gradient
+    unjudged += not_judged
     said += _sound(examinations, exactness)
     if unjudged:
         return Verdict(NOT_JUDGED, " ".join([*unjudged, *said]), None)

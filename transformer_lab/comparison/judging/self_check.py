@@ -1,0 +1,94 @@
+"""The judge itself, held against what shares no line with it: its values against mpmath, its gradients against central
+differences. A few elements, each time that it runs; where one differs, nothing that it says can be relied on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from transformer_lab.backends.readings.bounded.witness import Witness
+from transformer_lab.comparison.judging.gradient_calls import Call
+from transformer_lab.comparison.judging.gradients import TrueGradients, expected_gradients
+from transformer_lab.language_model import LanguageModel
+from transformer_lab.language_model.placing import add_derived
+from transformer_lab.model.decoder import forward
+
+TOKENS = 32
+STEP = 1e-5  # of central differences, relative to the number that is moved, or to 1
+SLACK = 1e-4  # of a gradient: their own error is some 1e-9 of it, but where the function is strongly curved
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """values, gradients: how many elements of each function were looked at. wrong: those that differ, in sentences."""
+
+    values: dict[str, int]
+    gradients: dict[str, int] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def sentence(self) -> str:
+        """What was looked at, and what came of it."""
+        said = "The judge shares the definition of the decoder with the participants that are ours. While it ran, "
+        said += f"{_counted(self.values)} of its values were computed again by mpmath"
+        if self.gradients:
+            said += f", and {_counted(self.gradients)} of its gradients by central differences"
+        return f"{said}: {f'{len(self.wrong)} differ' if self.wrong else 'none differs beyond its bound'}."
+
+
+def check_judge(truth: LanguageModel, token_ids: np.ndarray, gradients: TrueGradients | None) -> SelfCheck:
+    """Runs the first TOKENS of token_ids [T]. gradients: the truth's, where they are asked for."""
+    witness = Witness()
+    params = witness.parameters(truth.params)
+    add_derived(truth.config, witness, params)
+    ids = np.asarray(token_ids, np.int64)[None, :TOKENS]
+    with np.errstate(all="ignore"):
+        logits, _ = forward(witness, truth.config, params, ids, np.zeros(1, np.int64))
+        witness.cross_entropy(logits, ids)  # type: ignore[attr-defined]  # an operation, set by its name
+    looked: dict[str, int] = {}
+    wrong = list(dict.fromkeys(witness.wrong))
+    last = {call.function: call for call in gradients.calls} if gradients is not None else {}
+    for call in last.values():
+        with np.errstate(all="ignore"):
+            for name, place, found, slope in _slopes(truth.backend, call):
+                looked[call.function] = looked.get(call.function, 0) + 1
+                if slope is not None:
+                    where = f"{call.function} ({name}, {list(place)})"
+                    wrong.append(f"the gradient of {where} is {found!r} in the judge, and its slope is {slope!r}")
+    return SelfCheck(dict(witness.checked), looked, wrong)
+
+
+def _slopes(ops: Any, call: Call) -> Iterator[tuple[str, tuple[int, ...], float, float | None]]:
+    """(input, place, the judge's gradient there, its slope if that is another) for the largest element of each."""
+    for name, part, expected in expected_gradients(call, call.inputs, np.asarray(call.cotangent), "float64"):
+        x = call.inputs[name]
+        if name not in call.learned or not isinstance(x, np.ndarray) or not expected.value.size:
+            continue
+        gradient = np.full(x.shape, np.nan)
+        gradient[part] = expected.value
+        if not np.isfinite(expected.value).all():
+            continue
+        place = tuple(int(i) for i in np.unravel_index(int(np.nanargmax(np.abs(gradient))), x.shape))
+        found = float(gradient[place])
+
+        def slope(step: float, name: str = name, x: np.ndarray = x, place: tuple[int, ...] = place) -> float:
+            step *= max(1.0, abs(float(x[place])))
+            sides = []
+            for sign in (1.0, -1.0):
+                moved = x.copy()
+                moved[place] += sign * step
+                sides.append(np.asarray(call.run(ops, call.inputs | {name: moved})))
+            return float(np.sum((sides[0] - sides[1]) * call.cotangent)) / (2.0 * step)
+
+        coarse, slack = slope(STEP), SLACK * abs(found) + 1e-12
+        if abs(coarse - found) <= slack:
+            yield name, place, found, None
+            continue
+        fine = slope(0.1 * STEP)  # where the function is too curved, or has a corner, the two are apart
+        yield name, place, found, None if abs(fine - found) <= slack + 2.0 * abs(fine - coarse) else fine
+
+
+def _counted(elements: dict[str, int]) -> str:
+    return f"{sum(elements.values()):,} elements ({', '.join(elements)})"
