@@ -87,6 +87,31 @@ def test_a_backend_that_does_not_show_a_tap_is_named_in_the_report(tmp_path, mon
     assert "Missing on" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_who_differs_from_the_first_is_judged_on_its_own(tmp_path, monkeypatch):
+    """Of the second, equal to the first, all is as of the first; the third is looked at again, and counted once."""
+    save_gpt2(tmp_path / "model")
+    right = exact.gelu_tanh
+
+    def off(ops, x):
+        y = right(ops, x)
+        return y * 1.25 if ops.name == "jax" else y
+
+    monkeypatch.setattr(exact, "gelu_tanh", off)
+    ids = [[5, 17, 3, 88], [9, 2]]
+    content = compare(tmp_path / "model", ids, gradients=False, new_tokens=0, progress=None).to_dict()
+    rows = {(row["tap"], row["participant"]): row for row in content["taps"]}
+    for tap in ("blocks.0.norm_1", "blocks.0.ffn.act", "logits"):
+        first, second = rows[tap, "numpy exact"], rows[tap, "torch exact"]
+        assert first | {"participant": "torch exact"} == second and first["ratio"] <= 1.0
+    assert rows["blocks.0.ffn.act", "jax exact"]["ratio"] > 1e4
+    differing = {row["tap"]: row["differing"] for row in content["exact"]["taps"]}
+    assert differing["blocks.0.ffn.pre"] == {"torch exact": 0, "jax exact": 0}
+    count = differing["blocks.0.ffn.act"]["jax exact"]
+    inner = rows["blocks.0.ffn.act", "jax exact"]
+    assert 0.9 * 6 * 128 < count <= 6 * 128 and inner["participant"] == "jax exact"
+    assert content["verdict"]["status"] == "defect" and content["verdict"]["tap"] == "blocks.0.ffn.act"
+
+
 def test_gradients_come_after_the_taps_from_the_loss_to_the_embedding(tmp_path):
     names = ("logits", "gradient of head.kernel", "gradient of embed.token")
     one = np.ones(3, np.float32)
