@@ -137,6 +137,22 @@ def test_what_cannot_be_tried_is_listed(checks, model_of):
     assert short["a full cache"].skipped is None
 
 
+def test_an_error_of_the_engine_is_a_defect_and_the_rest_goes_on(checks, monkeypatch):
+    right = Sequences.feed
+
+    def full(self, tokens):
+        if len(self.rows[0]) > 12 and self.engine.ops.precision == "float32":
+            raise IndexError(13)
+        right(self, tokens)
+
+    monkeypatch.setattr(Sequences, "feed", full)
+    found = checks()
+    said = "A defect: greedy decoding on the participant raised IndexError: 13"
+    assert found["greedy continuations"].wrong == said
+    assert found["a sampled continuation"].wrong.startswith("A defect: sampling on the participant raised IndexError")
+    assert list(found) == NAMES and found["rules of the sampler"].wrong is None
+
+
 def test_end_tokens_are_put_back(model_of):
     model = model_of("numpy")
     with pytest.raises(ZeroDivisionError), ending_at(model, [1, 2]):

@@ -97,6 +97,23 @@ def test_a_dump_of_zeros_is_not_sound(folder, tmp_path, dtype):
     assert "logits on theirs.npz" in found.verdict
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_said_in_words(folder, value):
+    theirs = Function("theirs", lambda ids: {"logits": np.full((len(ids), 101), value, np.float32)})
+    found = verdict_on(folder, theirs)
+    assert found.status == "defect"
+    assert found.verdict.startswith("A defect at or before logits on theirs: it is not finite, and the truth is.")
+    alone = lab.compare(folder, IDS, [], exact=False, gradients=False, new_tokens=0, participants=[theirs])
+    assert alone.status == "defect"
+    assert alone.verdict.startswith("A defect at or before logits on theirs: they are not finite, and the truth is.")
+
+
+def test_lists_of_different_lengths_are_no_array(folder):
+    theirs = Function("theirs", lambda ids: {"logits": [[1.0], [1.0, 2.0]]})
+    with pytest.raises(lab.ConfigurationError, match="theirs shows logits as something that is no array"):
+        verdict_on(folder, theirs)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "int8", "exact"])
 def test_right_logits_alone_are_not_judged(folder, precision):
     """Nothing is wrong with them, and nothing is known of them: it says what to show."""

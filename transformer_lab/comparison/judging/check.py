@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from transformer_lab.errors import UnavailableError
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,14 @@ def checked(name: str, look: Callable[[], str]) -> Check:
         return Check(name, "It ended at the first defect.", wrong=f"A defect: {what}")
     except Untried as reason:
         return Check(name, "Nothing.", skipped=str(reason))
+
+
+def asked(what: str, call: Callable[[], Any]) -> Any:
+    """call(). An error is a defect, too, but for memory that is not there. what: that was asked for, and of whom."""
+    try:
+        return call()
+    except (MemoryError, UnavailableError):
+        raise
+    except Exception as error:
+        finding = f"{what} raised {type(error).__name__}: {error}"
+        raise Wrong(finding) from error

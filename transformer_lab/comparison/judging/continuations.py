@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer_lab.comparison.judging.check import Check, Untried, Wrong, checked
+from transformer_lab.comparison.judging.check import Check, Untried, Wrong, asked, checked
 from transformer_lab.comparison.judging.generation import Generations
 from transformer_lab.comparison.judging.resampling import sampler_agrees
 from transformer_lab.comparison.judging.sampler import sampler_rules
@@ -62,14 +62,14 @@ def continuations(
     seed: int = 0,
 ) -> Continuations:
     """new_tokens greedy ones after each prompt (token ids [T]), `runs` times, and as many sampled after the first."""
-    several = [greedy(model, prompts, new_tokens) for _ in range(runs)]
-    generations = several[0]
-    tokens = [generation.token_ids for generation in generations]
     uncached = Uncached(model, truth)
     engine = Generations(model, participant, uncached, prompts, new_tokens, seed)
-    sampler, place = check_sampler(model, prompts[0], new_tokens, seed)
+    several: list[list[Any]] = []
+    sampler: bool | None = None
 
     def look_at_the_greedy() -> str:
+        for _ in range(runs):
+            several.append(asked(f"greedy decoding on {participant}", lambda: greedy(model, prompts, new_tokens)))
         for number, run in enumerate(several):
             for prompt, generation in enumerate(run):
                 if (fault := uncached.unexplained(generation, ends=model.end_of_text_ids)) is not None:
@@ -80,9 +80,12 @@ def continuations(
                     raise Wrong(finding)
                 what = f"the continuation of prompt {prompt} (run {number})"
                 engine.judge(what, generation, prompts[prompt].tolist(), new_tokens, ends=model.end_of_text_ids)
-        return f"{sum(map(len, tokens))} tokens after {len(prompts)} prompts, {runs} times."
+        count = sum(len(generation.token_ids) for generation in several[0])
+        return f"{count} tokens after {len(prompts)} prompts, {runs} times."
 
     def look_at_the_sampled() -> str:
+        nonlocal sampler
+        sampler, place = asked(f"sampling on {participant}", lambda: check_sampler(model, prompts[0], new_tokens, seed))
         if sampler is None:
             finding = "It ended at once, or rounding leaves each of its tokens open."
             raise Untried(finding)
@@ -100,12 +103,14 @@ def continuations(
         sampler_rules(participant, seed),
         *engine.checks(),
     ]
+    # Where one raised an error, there is none.
+    tokens = [generation.token_ids for generation in several[0]] if several else [[] for _ in prompts]
     return Continuations(
         participant,
         tokens,
-        [generation.text for generation in generations],
+        [generation.text for generation in several[0]] if several else [None for _ in prompts],
         text_agreement(tokens, true_tokens),
-        max(distinct([run[number].token_ids for run in several]) for number in range(len(prompts))),
+        max(distinct([run[number].token_ids for run in several]) for number in range(len(prompts))) if several else 0,
         runs,
         sampler,
         [check.wrong for check in checks if check.wrong is not None],

@@ -296,7 +296,8 @@ class _Judge:
             return None
         if not self.hidden:  # all is shown: nothing sharper can be said of this operation in this precision
             return None
-        return f"too little is shown before it; show {', '.join((self.since or self.hidden)[-4:])}"
+        how = " (ops=manual does)" if self.participant.kind == "backend" else ""
+        return f"too little is shown before it; show {', '.join((self.since or self.hidden)[-4:])}{how}"
 
     def _keep_worst(
         self, name: str, value: np.ndarray, expected: Bounded, added: np.ndarray, finding: TapFinding
@@ -330,6 +331,8 @@ def looks_like(tap: str, value: np.ndarray, added: np.ndarray) -> str | None:
     """What a difference looks like, in a sentence, if it looks like something."""
     if np.isnan(value).any():
         return "It holds NaN."
+    if not np.isfinite(added).all():
+        return "It is infinite where it should not be, or not where it should."
     if tap == "logits" and value.shape[-1] > 1:
         each = added.mean(axis=-1, keepdims=True)
         if np.abs(added - each).max() <= 1e-3 * np.abs(each).max():

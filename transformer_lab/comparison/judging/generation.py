@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from transformer_lab.comparison.judging.check import Check, Untried, Wrong, checked
+from transformer_lab.comparison.judging.check import Check, Untried, Wrong, asked, checked
 from transformer_lab.comparison.judging.uncached import GREEDY, Uncached
-from transformer_lab.errors import UnavailableError
 from transformer_lab.generation.continuation import Generation
 from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import LanguageModel
@@ -323,14 +322,7 @@ class Generations:
         return self.model.generate(prompt, new, seed=seed, stop=stop, **asdict(sampling), **more)
 
     def _asked(self, what: str, call: Callable[[], Any]) -> Any:
-        """An error is a defect, too, but for memory that is not there."""
-        try:
-            return call()
-        except (MemoryError, UnavailableError):
-            raise
-        except Exception as error:
-            finding = f"{what} on {self.participant} raised {type(error).__name__}: {error}"
-            raise Wrong(finding) from error
+        return asked(f"{what} on {self.participant}", call)
 
     def _same(self, what: str, one: Generation, other: Generation, how: str) -> None:
         """In exact mode all is the same, bit for bit."""

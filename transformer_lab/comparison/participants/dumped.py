@@ -67,12 +67,13 @@ class Dumped:
         self.precision = precision
 
     def taps(self, token_ids: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """token_ids [T] -> (tap name, array with B = 1), in the order of the computation, read one by one."""
+        """token_ids [T] -> (tap name, array as in the file), in the order of the computation, read one by one."""
         wanted = tuple(int(token_id) for token_id in token_ids)
         if wanted not in self._runs:
             message = (
                 f"{self.path} holds no run of the {len(wanted)} token ids {_shown(wanted)}; it holds "
-                f"{'; '.join(_shown(ids) for ids in list(self._runs)[:3])}{'; ...' if len(self._runs) > 3 else ''}."
+                f"{'; '.join(_shown(ids) for ids in list(self._runs)[:3])}{'; ...' if len(self._runs) > 3 else ''}. "
+                "Compare with those: prompt_ids=[...], or the `prompts` of this Dumped."
             )
             raise InputFileError(message)
         for entry in self._runs[wanted]:

@@ -35,7 +35,7 @@ class Participant(Protocol):
     config: Any
 
     def taps(self, token_ids: np.ndarray) -> Iterable[tuple[str, np.ndarray]]:
-        """token_ids [T] -> (tap name, array with B = 1) in the order of the computation (docs/taps.md).
+        """token_ids [T] -> (tap name, array), in the order of the computation (docs/taps.md): [1, T, ...] or [T, ...].
 
         What a participant cannot show is left out.
         """
@@ -65,7 +65,7 @@ class Function:
         require_precision(self.precision, self.name)
 
     def taps(self, token_ids: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """token_ids [T] -> (tap name, array with B = 1), in the order of the computation."""
+        """token_ids [T] -> (tap name, array), in the order of the computation: [1, T, ...] or [T, ...]."""
         ids = np.asarray(token_ids, np.int64)
         found = self.run(ids)
         if not isinstance(found, Mapping):
@@ -127,7 +127,11 @@ def numbers(array: Any, tap: str, participant: str) -> np.ndarray:
     if hasattr(array, "detach"):  # a torch tensor: out of the graph and off its device
         array = array.detach().cpu()
         array = array.float() if str(array.dtype) in ("torch.bfloat16", "torch.float16") else array
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except ValueError as error:  # lists of different lengths
+        message = f"{participant} shows {tap} as something that is no array: {error}"
+        raise ConfigurationError(message) from error
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype.name in ("bfloat16", "float16"):

@@ -120,10 +120,9 @@ def _faults(
     if found.logits and "logits" in found.taps and found.taps["logits"].unjudged:
         worst, sound = max(one.kl_from_truth for one in found.logits), sound_kl.get(found.precision)
         if sound is not None and not worst <= FAR * max(sound, 1e-12):
-            sentence = (
-                f"A defect at or before logits on {found.participant}: their KL divergence from the truth is "
-                f"{worst:.2g} nats, and {sound:.2g} in a sound run in {found.precision}."
-            )
+            how = f"their KL divergence from the truth is {worst:.2g} nats, and {sound:.2g} in a sound run in "
+            how = "they are not finite, and the truth is" if not math.isfinite(worst) else f"{how}{found.precision}"
+            sentence = f"A defect at or before logits on {found.participant}: {how}."
             yield Fault(len(order), found.participant, sentence)
 
 
@@ -155,9 +154,11 @@ def _unlike_others(
         least = max(judged) if judged else min((merge(other.total).rms for other in others), default=own)
         if not own <= FAR * least:
             times = own / max(least, 1e-300)
+            how = f"its error is {times:,.3g} times that of others"
+            how = how if math.isfinite(own) else "it is not finite, and the truth is"
             return tap, (
-                f"A defect at or before {tap} on {found.participant}: its error is {times:,.3g} times that of others. "
-                "No bound is known there; more taps would show the operation."
+                f"A defect at or before {tap} on {found.participant}: {how}. No bound is known there; more taps would "
+                "show the operation."
             )
     return None
 

@@ -25,17 +25,19 @@ def pair(reading: Any, value: np.ndarray, error: Any, *inputs: Any, factor: bool
     """A result with its bounds: error(units, the errors of the inputs) for both levels."""
     known = [x for x in inputs if x is not None]
     largest = reading.levels[0].largest
-    worst, likely = bounds(reading.levels, error, *known)
+    with np.errstate(over="ignore", invalid="ignore"):
+        worst, likely = bounds(reading.levels, error, *known)
     errors = _may_overflow(value, worst, largest), _may_overflow(value, likely, largest)
     return Bounded(value, errors, reading, unjudged_of(*known), factor)
 
 
 def _may_overflow(value: np.ndarray, error: Any, largest: float) -> Any:
-    """The error is infinite where what is computed may be: beyond the largest number, but not infinite here."""
+    """The error is infinite where what is computed may be: beyond the largest number, but not infinite here. And where
+    nothing is known of a factor of 0."""
     if value.size == 0 or max(value.max(), -value.min()) + np.max(error) < largest:
         return error
     reached = np.isfinite(value) & (np.abs(value) + error >= largest)
-    return np.where(reached, math.inf, error)
+    return np.where(reached | np.isnan(error), math.inf, error)
 
 
 def linear(reading: Any, x: Bounded, kernel: Bounded, bias: Bounded | None = None) -> Bounded:
