@@ -110,5 +110,23 @@ class Sorted(SquaredReLU):
         return ops.linear(act, params["down"]["kernel"])
 
 
-KINDS = (SquaredReLU, SoftmaxGate, RunningSum, InnerAttention, BestTwo, Sorted)
+@dataclass(frozen=True)
+class Ranks(SquaredReLU):
+    """Weighted by their ranks, which are places of places; and a row of a table, by a choice of whole numbers."""
+
+    taps: ClassVar[tuple[str, ...]] = ("pre", "rank", "least")
+
+    def shapes(self, hidden_size):
+        return super().shapes(hidden_size) | {"table": (self.size, hidden_size)}
+
+    def __call__(self, ops, params, x, tap):
+        xp = ops.xp
+        pre = tap("pre", ops.linear(x, params["up"]["kernel"]))
+        rank = tap("rank", xp.argsort(xp.argsort(pre, axis=-1, descending=True), axis=-1))
+        least = tap("least", xp.argmin(pre, axis=-1))
+        weighted = ops.sigmoid(pre) * xp.exp(-ops.cast(rank, pre.dtype))
+        return ops.linear(weighted, params["down"]["kernel"]) + ops.embed(params["table"], least)
+
+
+KINDS = (SquaredReLU, SoftmaxGate, RunningSum, InnerAttention, BestTwo, Sorted, Ranks)
 COMPONENTS = {kind.__name__: kind() for kind in KINDS}

@@ -50,7 +50,25 @@ def test_random_models_are_sound_exact_and_gradients_too(folders, name, family):
     assert any(step.startswith("blocks.1.ffn.") for step in steps)
 
 
-@pytest.mark.parametrize("name", ["SoftmaxGate", "BestTwo"])
+@dataclass(frozen=True)
+class Nothing:
+    """Without a parameter, and without a tap."""
+
+    taps: ClassVar[tuple[str, ...]] = ()
+
+    def shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def __call__(self, ops: Any, params: Any, x: Any, tap: Any) -> Any:
+        return x
+
+
+def test_a_component_needs_no_parameters(folders):
+    found = compared(folders["gpt2"], Nothing(), ["numpy", "torch", "jax"], exact=True, gradients=True, new_tokens=4)
+    assert found.status == "sound", found.verdict
+
+
+@pytest.mark.parametrize("name", ["SoftmaxGate", "BestTwo", "Ranks"])
 def test_random_models_are_sound_on_jax(folders, name):
     found = compared(folders["gpt2"], COMPONENTS[name], ["jax"])
     assert found.status == "sound", found.verdict

@@ -104,7 +104,7 @@ def decoder_block(
     )
     x = here("resid_mid", x + attended)
     normal = here("norm_2", normalise(ops, config, params["norm_2"], x))
-    x = x + here("ffn.out", config.ffn(ops, params["ffn"], normal, within(here, "ffn.")))
+    x = x + here("ffn.out", config.ffn(ops, params.get("ffn", {}), normal, within(here, "ffn.")))
     return here("resid_post", x), cache
 
 

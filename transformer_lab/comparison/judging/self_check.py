@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from transformer_lab.backends.readings.bounded.pairs import Decided
 from transformer_lab.backends.readings.bounded.witness import Witness
 from transformer_lab.comparison.judging.gradient_calls import Call
 from transformer_lab.comparison.judging.gradients import TrueGradients, expected_gradients
@@ -45,7 +46,7 @@ def check_judge(truth: LanguageModel, token_ids: np.ndarray, gradients: TrueGrad
     add_derived(truth.config, witness, params)
     ids = np.asarray(token_ids, np.int64)[None, :TOKENS]
     with np.errstate(all="ignore"):
-        logits, _ = forward(witness, truth.config, params, ids, np.zeros(1, np.int64))
+        logits, _ = forward(witness, truth.config, params, ids, np.zeros(1, np.int64), tap=_taken_over)
         witness.cross_entropy(logits, ids)  # type: ignore[attr-defined]  # an operation, set by its name
     looked: dict[str, int] = {}
     wrong = list(dict.fromkeys(witness.wrong))
@@ -58,6 +59,11 @@ def check_judge(truth: LanguageModel, token_ids: np.ndarray, gradients: TrueGrad
                     where = f"{call.function} ({name}, {list(place)})"
                     wrong.append(f"the gradient of {where} is {found!r} in the judge, and its slope is {slope!r}")
     return SelfCheck(dict(witness.checked), looked, wrong)
+
+
+def _taken_over(name: str, x: Any) -> Any:
+    """As a comparison does with what is shown: a choice is the one that was made."""
+    return x.value if isinstance(x, Decided) else x
 
 
 def _slopes(ops: Any, call: Call) -> Iterator[tuple[str, tuple[int, ...], float, float | None]]:

@@ -33,8 +33,9 @@ def lifted(reading: Any, x: Any) -> Bounded:
     """A number or a plain array as a bounded one. A number that float32 does not have is rounded by who computes."""
     if isinstance(x, Bounded):
         return x
-    if isinstance(x, Decided):
-        return Bounded(x.value, (x.unsure * 1.0,) * 2, reading)
+    if isinstance(x, Decided):  # another place or count may be any
+        jump = np.where(x.unsure, 1.0 if x.value.dtype == bool else math.inf, 0.0)
+        return Bounded(x.value, (jump, jump), reading)
     if isinstance(x, (float, np.floating)) and reading.precision != "float64":
         off = abs(float(x) - float(np.float32(x))) if math.isfinite(x) else 0.0
         return Bounded(x, (off, off), reading)
@@ -335,7 +336,9 @@ FUNCTIONS["isinf"] = lambda reading, x: np.isinf(x.value)
 
 
 @function("max")
-def max_(reading: Any, x: Bounded, axis: Any = None, keepdims: bool = False) -> Bounded:
+def max_(reading: Any, x: Any, axis: Any = None, keepdims: bool = False) -> Bounded:
+    x = lifted(reading, x)
+
     def error(units: Units, off: Any) -> Any:
         return np.max(off, axis=axis, keepdims=keepdims) if np.ndim(off) else off
 
@@ -344,12 +347,13 @@ def max_(reading: Any, x: Bounded, axis: Any = None, keepdims: bool = False) -> 
 
 @function("min")
 def min_(reading: Any, x: Bounded, axis: Any = None, keepdims: bool = False) -> Bounded:
-    return negative(reading, max_(reading, negative(reading, x), axis, keepdims))
+    return negative(reading, max_(reading, negative(reading, lifted(reading, x)), axis, keepdims))
 
 
-def ranked(reading: Any, x: Bounded, axis: int, count: int | None, descending: bool, ordered: bool) -> Decided:
+def ranked(reading: Any, x: Any, axis: int, count: int | None, descending: bool, ordered: bool) -> Decided:
     """The places of the `count` first along an axis, ties to the lower. Another choice is allowed if the numbers that
     it takes are, within their bounds, no worse than those that it leaves."""
+    x = lifted(reading, x)
     moved = np.moveaxis(x.value, axis, -1)
     off = np.moveaxis(x.error, axis, -1)
     sign = -1.0 if descending else 1.0
@@ -421,6 +425,7 @@ def _extreme(reading: Any, x: Bounded, axis: Any, keepdims: bool, descending: bo
 @function("sort")
 def sort(reading: Any, x: Bounded, axis: int = -1, descending: bool = False, stable: bool = True) -> Bounded:
     """The n-th smallest moves no further than the error that moves most."""
+    x = lifted(reading, x)
     value = np.sort(x.value, axis=axis)
     value = np.flip(value, axis) if descending else value
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from transformer_lab.backends.plain import manual
 from transformer_lab.backends.plain.error_function import erfc
-from transformer_lab.backends.readings.bounded.pairs import Bounded, bounds, unjudged_of
+from transformer_lab.backends.readings.bounded.pairs import Bounded, Decided, bounds, unjudged_of
 from transformer_lab.backends.readings.bounded.units import Units
 
 COLUMNS = 4096  # of a kernel that are worked on at a time, so that the copies of a large head stay small
@@ -88,8 +88,13 @@ def linear(reading: Any, x: Bounded, kernel: Bounded, bias: Bounded | None = Non
     return pair(reading, result.reshape(shape), error, x, kernel, bias, factor=bool(reading.levels[0].levels))
 
 
-def embed(reading: Any, table: Bounded, ids: np.ndarray) -> Bounded:
-    """Rows of table [V, D] for integer ids [...] -> [..., D]: nothing is rounded."""
+def embed(reading: Any, table: Bounded, ids: Any) -> Bounded:
+    """Rows of table [V, D] for integer ids [...] -> [..., D]: nothing is rounded. Where an id is not sure, nothing is
+    known of its row."""
+    if isinstance(ids, Decided):
+        unsure = np.where(ids.unsure, math.inf, 0.0)[..., None]
+        found = embed(reading, table, ids.value)
+        return pair(reading, found.value, lambda units, off: off + unsure, found) if ids.unsure.any() else found
 
     def error(units: Units, off: Any) -> Any:
         rows = off[ids] if np.ndim(off) else off
