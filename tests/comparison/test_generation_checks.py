@@ -99,7 +99,7 @@ def test_sound_ones_are_silent_and_everything_is_tried(checks, backend, precisio
     assert not wrong(found), wrong(found)
     assert all(check.tried and check.skipped is None for check in found.values())
     assert "rows ended after 0" in found["end tokens and the limit"].tried
-    assert "0 of 4 rows" not in found["stop strings"].tried
+    assert "0 of 5 rows" not in found["stop strings"].tried
     assert "40 positions, which is the whole context" in found["a full cache"].tried
     if precision in ("float32", "float64", "exact"):  # elsewhere noise is large
         assert " 0 sampled tokens" not in found["generators of rows"].tried
@@ -337,6 +337,23 @@ def prompt_of_the_call_before(right):
     return init
 
 
+def prefix_by_its_length(right):
+    """What is kept of a beginning is found by its first tokens and its length."""
+    kept = {}
+
+    def run(self, pieces, starts):
+        if len(pieces) == 1 and not any(starts) and len(pieces[0]) > 3:
+            pieces = [kept.setdefault((*pieces[0][:3], len(pieces[0])), pieces[0])]
+        right(self, pieces, starts)
+
+    return run
+
+
+def four_rows_at_once(right):
+    """What is behind the fourth row of a batch is read wrong."""
+    return lambda self, pieces, starts: right(self, [*pieces[:4], *(p[:1] * len(p) for p in pieces[4:])], starts)
+
+
 def too_short_a_cache(right):
     def allocate(self, ops, config, batch, capacity):
         return right(self, ops, config, batch, capacity - 2 * (capacity == config.context_length))
@@ -372,6 +389,8 @@ BUGS = {
     "last_piece_lost": (TextStream, "__init__", last_piece_lost, "stop strings"),
     "generators_that_go_on": (Continuation, "__init__", generators_that_go_on, "calls after each other"),
     "prompt_of_the_call_before": (Sequences, "__init__", prompt_of_the_call_before, "calls after each other"),
+    "prefix_by_its_length": (Sequences, "_run", prefix_by_its_length, "calls after each other"),
+    "four_rows_at_once": (Sequences, "_run", four_rows_at_once, "rows of unequal lengths"),
     "too_short_a_cache": (Contiguous, "allocate", too_short_a_cache, "a full cache"),
     "of_the_tempered_logits": (generate, "log_probability", of_the_tempered_logits, "log-probabilities"),
     "of_the_likeliest": (generate, "log_probability", of_the_likeliest, "log-probabilities"),

@@ -16,6 +16,7 @@ from transformer_lab.backends.readings.bounded import gradients as gradient_boun
 from transformer_lab.backends.readings.bounded.gradients import Steps
 from transformer_lab.backends.readings.bounded.units import UNITS
 from transformer_lab.backends.readings.recorded import record
+from transformer_lab.comparison.judging import gradients
 from transformer_lab.comparison.judging.gradient_calls import Call
 from transformer_lab.comparison.judging.gradients import (
     Alone,
@@ -23,6 +24,7 @@ from transformer_lab.comparison.judging.gradients import (
     TrueGradients,
     compare_gradients,
     first_gradient_divergence,
+    wrong_loss,
 )
 from transformer_lab.comparison.judging.gradients import _rows_of as rows_of
 from transformer_lab.comparison.judging.metrics import NO_ERRORS
@@ -30,6 +32,7 @@ from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
 from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.decoder import forward
 from transformer_lab.model.parameters import shapes
 
 SIZES = {"vocab_size": 31, "context_length": 12, "hidden_size": 16, "num_layers": 2, "num_heads": 4}
@@ -301,6 +304,20 @@ def test_what_is_not_trained_gives_no_rows(monkeypatch):
     assert rows_for("gpt2-like", plain) == []
 
 
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
+def test_the_loss_of_training_is_held_against_weights_that_differ(monkeypatch, name):
+    model = model_of("gpt2-like", component("backend", name))
+    assert wrong_loss(model, "someone", IDS) == []
+
+    def mean_of_the_weights(ops, config, params, token_ids, weights):
+        logits, _ = forward(ops, config, params, token_ids[:, :-1], ops.asarray(np.zeros(len(token_ids), np.int64)))
+        return ops.xp.sum(ops.cross_entropy(logits, token_ids[:, 1:])) * ops.xp.mean(weights)
+
+    monkeypatch.setattr(gradients, "weighted_loss", mean_of_the_weights)
+    (said,) = wrong_loss(model, "someone", IDS)
+    assert said.startswith("A defect: the weighted loss of training on someone is ")
+
+
 def test_two_tokens_are_enough():
     rows = rows_for("gpt2-like", component("backend", "numpy"), IDS[:2])
     assert first_gradient_divergence(rows) is None and max(ratios(rows).values()) > 0
@@ -423,6 +440,8 @@ PLANTS = {
     "a row is left out of dW": ("linear", only_where(24, without_a_row), "blocks.1.ffn.pre: kernel", {"kernel"}),
     "half of a bias": (
         "linear", only_where(48, lambda f, i, g: [*f[:2], f[2] / 2]), "blocks.1.attn.qkv: bias", {"bias"}),
+    "a bias of the first row alone": (
+        "linear", only_where(48, lambda f, i, g: [*f[:2], g[0].sum(0)]), "blocks.1.attn.qkv: bias", {"bias"}),
     "a product in bfloat16": (
         "linear", only_where(31, lambda f, i, g: [bfloat16(g) @ i[1].T, *f[1:]]), "logits: x", {"x"}),
     "cross-entropy without softmax": ("cross_entropy", without_softmax, "loss: logits", {"logits"}),

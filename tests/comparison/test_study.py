@@ -10,6 +10,7 @@ import pytest
 from reference_models import save_gpt2, save_llama
 
 import transformer_lab as lab
+from transformer_lab.comparison.default_prompts import default_prompts
 from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.judging.gradient_calls import parameters_of
 from transformer_lab.comparison.participants.own_model import OwnModel
@@ -289,3 +290,10 @@ def test_what_is_held_is_the_taps_of_one_block():
         peaks[layers] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peaks[12] < 1.2 * peaks[2]
+
+
+@pytest.mark.parametrize("longest", [1, 2, 5, 141])
+def test_default_ids_have_the_first_and_the_last_of_the_vocabulary(longest):
+    rows = default_prompts(None, 5000, longest)
+    assert [len(row) for row in rows] == [min(length, longest) for length in (141, 64, 17, 2)]
+    assert 4999 in rows[0] and (longest == 1 or 0 in rows[0])

@@ -26,7 +26,7 @@ PENALTIES = (1.8, 0.4)
 LONGEST = 16  # tokens of the longest row, where a cache is as long as what is asked for, and so always filled
 CONTEXT = 256  # the longest context that is filled
 NEW, FEW, LAST = 10, 5, 4  # tokens: of a continuation, of a sampled one, of one that ends a context
-BATCH = 4
+BATCH = 5  # more than four, which many kernels take at once
 
 
 class Generations:
@@ -51,9 +51,15 @@ class Generations:
         self.new = min(new_tokens, NEW if steps == 1 else steps + 2, room // 2)
         self.few = min(self.new, FEW)
         longest = room - self.new if self.compiled else min(LONGEST, room - self.new)
-        self.pool = _token_ids(prompts, max(2 * longest + BATCH, CONTEXT), model.config.vocab_size)
+        self.pool = _token_ids(prompts, max(3 * longest + BATCH, CONTEXT), model.config.vocab_size)
         self.rows, at = [], 0
-        for length in (max(longest // 4, 1), longest, max(longest // 15, 1), max(longest // 2, 1)):
+        for length in (
+            max(longest // 4, 1),
+            longest,
+            max(longest // 15, 1),
+            max(longest // 2, 1),
+            max(3 * longest // 4, 1),
+        ):
             self.rows.append(self.pool[at : at + length])
             at += length
         self.unequal: list[Generation] = []  # the batch that the first check found sound
@@ -93,11 +99,13 @@ class Generations:
     def _generators(self) -> str:
         first, second, third = (self.rows[row] for row in (0, 3, 2))
         before = self.uncached.decided, self.uncached.open
-        seeds = [self.seed, self.seed + 1, self.seed, self.seed + 2]
+        seeds = [self.seed, self.seed + 1, self.seed, self.seed + 2, self.seed + 3]
         with ending_at(self.model, ()):
-            one = self.batch("a sampled batch with one seed", [first, second, third, first], self.few, DRAWN, self.seed)
+            one = self.batch(
+                "a sampled batch with one seed", [first, second, third, first, second], self.few, DRAWN, self.seed
+            )
             several = self.batch(
-                "a sampled batch with a seed for each row", [first, first, first, second], self.few, DRAWN, seeds
+                "a sampled batch with a seed for each row", [first, first, first, second, first], self.few, DRAWN, seeds
             )
             alone = self.one("row 1 of a sampled batch alone", first, self.few, DRAWN, seeds[1])
         if self.uncached.exact:
@@ -106,8 +114,8 @@ class Generations:
             self._same("row 1 of a sampled batch with a seed for each row", several[1], alone, "alone")
         decided, left = self.uncached.decided - before[0], self.uncached.open - before[1]
         return (
-            f"Batches of {BATCH} with one seed and with seeds {seeds}, and a row alone: {decided} sampled tokens were "
-            f"drawn again; rounding left {left} more open."
+            f"Batches of {len(seeds)} with one seed and with seeds {seeds}, and a row alone: {decided} sampled tokens "
+            f"were drawn again; rounding left {left} more open."
         )
 
     def _penalties(self) -> str:
@@ -122,7 +130,7 @@ class Generations:
                 self.batch(f"a batch with a repetition penalty of {penalty}", rows, self.few, rule, self.seed)
         decided, left = self.uncached.decided - before[0], self.uncached.open - before[1]
         return (
-            f"{BATCH} rows that begin with what others say, penalties {PENALTIES[0]} and {PENALTIES[1]}: {decided} "
+            f"{len(rows)} rows that begin with what others say, penalties {PENALTIES[0]} and {PENALTIES[1]}: {decided} "
             f"tokens were chosen again; rounding left {left} more open."
         )
 
@@ -160,7 +168,7 @@ class Generations:
             finding = "In this tokenizer the text of a token depends on its neighbours."
             raise Untried(finding)
         self._require_unequal()
-        for row in (3, 0, 1, 2):
+        for row in (3, 0, 1, 4, 2):
             if stops := _stop_strings(tokenizer, self.unequal[row].token_ids):
                 break
         else:
@@ -180,19 +188,27 @@ class Generations:
 
     def _calls(self) -> str:
         long, short = self.rows[1], self.rows[2]
+        twin = [
+            *long[:-1],
+            (long[-1] + 1) % self.model.config.vocab_size,
+        ]  # what is kept of a beginning is not the rest
         with ending_at(self.model, ()):
             found = [
                 self.one("the first call", long, self.few),
                 self.one("a shorter prompt after a longer one", short, self.few),
                 self.one("the first call again", long, self.few),
+                self.one("a prompt that begins like the first", twin, self.few),
                 self.one("a sampled call", short, self.few, DRAWN, self.seed),
                 self.one("a sampled call again", short, self.few, DRAWN, self.seed),
             ]
             self.batch("a batch after single calls", self.rows, self.few)
         if self.uncached.exact:
             self._same("the first call again", found[2], found[0], "as before")
-            self._same("a sampled call again", found[4], found[3], "as before")
-        return f"A prompt of {len(long)} tokens, one of {len(short)}, the first again, one sampled twice, then a batch."
+            self._same("a sampled call again", found[5], found[4], "as before")
+        return (
+            f"A prompt of {len(long)} tokens, one of {len(short)}, the first again, one that begins like it, one "
+            "sampled twice, then a batch."
+        )
 
     def _full_cache(self) -> str:
         places, new = len(self.rows[1]) + self.new, self.new
@@ -396,7 +412,7 @@ def _end_tokens(rows: Sequence[Sequence[int]]) -> list[int]:
     def variety(ends: Sequence[int]) -> int:
         cut = [next((i for i, token in enumerate(tokens) if token in ends), len(tokens)) for tokens in rows]
         used = {tokens[length] for tokens, length in zip(rows, cut, strict=True) if length < len(tokens)}
-        return len({*cut}) + len(used) + (0 in cut) + (len(rows[0]) in cut)
+        return len({*cut}) + len(used) + 3 * (0 in cut) + 3 * (len(rows[0]) in cut)
 
     return max((of(order) for order in permutations(rows)), key=variety) or [rows[0][0]]
 

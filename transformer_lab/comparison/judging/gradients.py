@@ -78,10 +78,14 @@ class GradientRow:
 
 
 class TrueGradients:
-    """The truth's gradients for one row of token ids [T], computed once for all participants."""
+    """The truth's gradients for token ids [T], computed once for all participants.
+
+    They stand in two rows, the second from behind: what sums up the first row alone would be right with one.
+    """
 
     def __init__(self, truth: LanguageModel, token_ids: np.ndarray) -> None:
-        self.truth, self.token_ids = truth, np.asarray(token_ids, np.int64)[None]
+        row = np.asarray(token_ids, np.int64)
+        self.truth, self.token_ids = truth, np.stack([row, row[::-1]])
         with np.errstate(all="ignore"):
             calls, self.parameters = noted_gradients(truth, self.token_ids)
         self.calls = [call for call in calls if np.isfinite(call.cotangent).all()]
@@ -166,23 +170,25 @@ def compare_gradients(
 
 def wrong_loss(model: LanguageModel, participant: str, token_ids: np.ndarray, training: bool = True) -> list[str]:
     """Sentences on a loss that is not the mean cross-entropy of the next tokens, by the logits that it comes from.
-    training: whether that of training is looked at, too."""
+    training: whether that of training is looked at, too, with weights that are not all the same."""
     ids = np.asarray(token_ids, np.int64)[None]
-    handed_out = {"model.loss": (model.loss(ids), model.logits(ids[:, :-1]))}
+    even = next_token_weights(ids)
+    handed_out = {"model.loss": (model.loss(ids), model.logits(ids[:, :-1]), even)}
     if training and model.backend.can_train and model.backend.precision in TRAINABLE_PRECISIONS:
         # In few bits the kernels of training are rounded later than those of a model that is loaded: other logits.
-        handed_out["the loss of training"] = _loss_and_logits(model, ids)
+        uneven = even * (1.0 + np.arange(even.shape[1]) % 3)
+        handed_out["the weighted loss of training"] = (*_loss_and_logits(model, ids, uneven), uneven)
     unit = max(UNITS[model.backend.precision].inner, 2.0**-24 if model.backend.precision == "exact" else 0.0)
     said = []
-    for name, (value, given) in handed_out.items():
+    for name, (value, given, weights) in handed_out.items():
         logits = np.asarray(given, np.float64)
         below = logits - logits.max(axis=-1, keepdims=True)
         losses = np.log(np.exp(below).sum(axis=-1)) - np.take_along_axis(below, ids[:, 1:, None], axis=-1)[..., 0]
-        right = float(losses.mean())
+        right = float(np.sum(losses * weights))
         if not abs(value - right) <= LOSS_SLACK * unit * (1.0 + float(np.abs(below).max()) + right):
             said.append(
-                f"A defect: {name} on {participant} is {value:.6g}, and the mean cross-entropy of the next tokens by "
-                f"its own logits is {right:.6g}."
+                f"A defect: {name} on {participant} is {value:.6g}, and the cross-entropy of the next tokens by its "
+                f"own logits is {right:.6g}."
             )
     return said
 
@@ -219,8 +225,8 @@ def _compiled_loss(model: LanguageModel) -> tuple[Callable[..., Any], dict[str, 
     return loss, params, constants
 
 
-def _loss_and_logits(model: LanguageModel, token_ids: np.ndarray) -> tuple[float, np.ndarray]:
-    """The loss as training computes it, and the logits of the same parameters."""
+def _loss_and_logits(model: LanguageModel, token_ids: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """The loss as training computes it, of weights [B, T], and the logits of the same parameters."""
     ops, config = model.backend, model.config
     loss, params, constants = _compiled_loss(model)
     ids, start = ops.asarray(token_ids), ops.asarray(np.zeros(len(token_ids), np.int64))
@@ -228,7 +234,7 @@ def _loss_and_logits(model: LanguageModel, token_ids: np.ndarray) -> tuple[float
     def logits(params: Any, constants: Any, ids: Any, start: Any) -> Any:
         return forward(ops, config, nest(params) | constants, ids[:, :-1], start)[0]
 
-    found = ops.compile(loss)(params, constants, ids, ops.asarray(next_token_weights(token_ids)))
+    found = ops.compile(loss)(params, constants, ids, ops.asarray(weights))
     return float(ops.to_numpy(found)), ops.to_numpy(ops.compile(logits)(params, constants, ids, start))
 
 
