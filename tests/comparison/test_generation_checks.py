@@ -38,6 +38,7 @@ NAMES = [
     "calls after each other",
     "a full cache",
     "log-probabilities",
+    "logits of a whole pass",
 ]
 
 
@@ -62,7 +63,8 @@ def model_of(tokenizer):
 
 def checks_of(model, truth, new_tokens=12, prompts=PROMPTS, seed=0):
     true = [one.token_ids for one in greedy(truth, prompts, new_tokens)]
-    found = continuations(model, "the participant", truth, true, prompts, new_tokens, 1, seed)
+    shown = max(float(np.abs(model.record(ids)["logits"] - truth.record(ids)["logits"]).max()) for ids in prompts)
+    found = continuations(model, "the participant", truth, true, prompts, new_tokens, 1, shown, seed)
     assert found.wrong == [check.wrong for check in found.checks if check.wrong]
     return {check.check: check for check in found.checks}
 
@@ -151,6 +153,33 @@ def test_an_error_of_the_engine_is_a_defect_and_the_rest_goes_on(checks, monkeyp
     assert found["greedy continuations"].wrong == said
     assert found["a sampled continuation"].wrong.startswith("A defect: sampling on the participant raised IndexError")
     assert list(found) == NAMES and found["rules of the sampler"].wrong is None
+
+
+def rounded_to_float16(right):
+    return lambda self, params, ids: right(self, params, ids).astype(np.float16).astype(np.float32)
+
+
+def wrong_behind_the_prompts(right):
+    """A table of positions that ends too early, in every pass."""
+
+    def logits(self, params, ids):
+        found = right(self, params, ids)
+        found[:, 30:] = found[:, 29:30]
+        return found
+
+    return logits
+
+
+@pytest.mark.parametrize("bug", [rounded_to_float16, wrong_behind_the_prompts])
+def test_logits_that_are_worse_than_those_that_were_judged(model_of, monkeypatch, bug):
+    """Held against themselves, generations are sound."""
+    model, truth = model_of("numpy"), model_of("numpy", "float64", "manual")
+    passes = type(model._passes)
+    right, changed = passes.logits, bug(passes.logits)
+    own = lambda self, params, ids: (changed if self is model._passes else right)(self, params, ids)  # noqa: E731
+    monkeypatch.setattr(passes, "logits", own)
+    found = wrong(checks_of(model, truth))
+    assert found["logits of a whole pass"].startswith("A defect: model.logits on the participant is off by ")
 
 
 def test_end_tokens_are_put_back(model_of):

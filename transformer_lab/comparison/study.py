@@ -32,6 +32,7 @@ Progress = Callable[[str, int, int], None]
 LONGEST_GRADIENT = 32  # tokens: a backward pass keeps every score of every layer
 
 
+@np.errstate(all="ignore")  # what is not finite is in the report
 def compare(
     source: str | PathLike[str],
     prompts: Prompt | Sequence[Prompt] | None = None,
@@ -134,7 +135,8 @@ def compare(
         if exactly:
             bits.certificate[own.name] = examination.certificate
         if new_tokens and wanted == precision:  # and not only to see that exact mode is the same everywhere
-            part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs)
+            shown = max(errors.max_abs for errors in examination.taps["logits"].total)
+            part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs, shown)
         if true_gradients and (exactly or wanted == precision):
 
             def look_on_gradient(name: str, gradient: np.ndarray) -> None:

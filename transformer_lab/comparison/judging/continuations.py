@@ -8,21 +8,26 @@ batches, seeds, ends and a full cache in the same way, `sampler.py` at the rules
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from transformer_lab.comparison.judging.check import Check, Untried, Wrong, asked, checked
+from transformer_lab.comparison.judging.examination import difference
 from transformer_lab.comparison.judging.generation import Generations
 from transformer_lab.comparison.judging.resampling import sampler_agrees
 from transformer_lab.comparison.judging.sampler import sampler_rules
 from transformer_lab.comparison.judging.text import TextAgreement, distinct, text_agreement
-from transformer_lab.comparison.judging.uncached import Uncached
+from transformer_lab.comparison.judging.uncached import CACHED_SLACK, ROUNDING, ROUNDING_OF_FLOAT32, Uncached
 from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import LanguageModel
 
 # Every rule at once.
 SAMPLED = Sampling(temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
+
+
+UNSEEN_SLACK = 100.0  # how many times their error the logits of another text may have
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,11 @@ def continuations(
     prompts: Sequence[np.ndarray],
     new_tokens: int,
     runs: int,
+    shown: float,
     seed: int = 0,
 ) -> Continuations:
-    """new_tokens greedy ones after each prompt (token ids [T]), `runs` times, and as many sampled after the first."""
+    """new_tokens greedy ones after each prompt (token ids [T]), `runs` times, and as many sampled after the first.
+    shown: the largest error of the logits that were judged tap by tap, of all prompts."""
     uncached = Uncached(model, truth)
     engine = Generations(model, participant, uncached, prompts, new_tokens, seed)
     several: list[list[Any]] = []
@@ -97,11 +104,31 @@ def continuations(
             raise Wrong(finding)
         return f"As many as {new_tokens} tokens after the first prompt, with every rule at once, were drawn again."
 
+    def look_at_the_logits() -> str:
+        """What was generated is held against these: so they must be as good as those that were judged."""
+        unseen = np.array(engine.pool[: engine.context])
+        for number, ids in enumerate([*prompts, unseen]):
+            own, true = (asked(f"logits on {participant}", partial(one.logits, ids))[0] for one in (model, truth))
+            apart, size = float(np.abs(difference(own, true)).max()), float(np.abs(true).max())
+            rounding = ROUNDING.get(model.backend.precision, 4.0 * ROUNDING_OF_FLOAT32) * size
+            # Nobody has judged any of the last, which fills a short context.
+            slack = CACHED_SLACK if number < len(prompts) else UNSEEN_SLACK
+            if not apart <= slack * shown + rounding:
+                finding = (
+                    f"model.logits on {participant} is off by {apart:.3g} in {len(ids)} tokens; what its taps showed "
+                    f"of logits by {shown:.3g}."
+                )
+                raise Wrong(finding)
+        return (
+            f"After all these calls, of {len(prompts)} prompts and of one of {len(ids)} tokens: as good as was judged."
+        )
+
     checks = [
         checked("greedy continuations", look_at_the_greedy),
         checked("a sampled continuation", look_at_the_sampled),
         sampler_rules(participant, seed),
         *engine.checks(),
+        checked("logits of a whole pass", look_at_the_logits),
     ]
     # Where one raised an error, there is none.
     tokens = [generation.token_ids for generation in several[0]] if several else [[] for _ in prompts]

@@ -170,8 +170,9 @@ def compare_gradients(
 
 def wrong_loss(model: LanguageModel, participant: str, token_ids: np.ndarray, training: bool = True) -> list[str]:
     """Sentences on a loss that is not the mean cross-entropy of the next tokens, by the logits that it comes from.
-    training: whether that of training is looked at, too, with weights that are not all the same."""
-    ids = np.asarray(token_ids, np.int64)[None]
+    training: whether that of training is looked at, too, with weights that are not all the same. Of two rows."""
+    row = np.asarray(token_ids, np.int64)
+    ids = np.stack([row, row[::-1]])
     even = next_token_weights(ids)
     handed_out = {"model.loss": (model.loss(ids), model.logits(ids[:, :-1]), even)}
     if training and model.backend.can_train and model.backend.precision in TRAINABLE_PRECISIONS:

@@ -80,7 +80,6 @@ def _slopes(ops: Any, call: Call) -> Iterator[tuple[str, tuple[int, ...], float,
         found = float(gradient[place])
 
         def slope(step: float, name: str = name, x: np.ndarray = x, place: tuple[int, ...] = place) -> float:
-            step *= max(1.0, abs(float(x[place])))
             sides = []
             for sign in (1.0, -1.0):
                 moved = x.copy()
@@ -88,12 +87,18 @@ def _slopes(ops: Any, call: Call) -> Iterator[tuple[str, tuple[int, ...], float,
                 sides.append(np.asarray(call.run(ops, call.inputs | {name: moved})))
             return float(np.sum((sides[0] - sides[1]) * call.cotangent)) / (2.0 * step)
 
-        coarse, slack = slope(STEP), SLACK * abs(found) + 1e-12
+        size, slack = abs(float(x[place])), SLACK * abs(found) + 1e-12
+        coarse = slope(STEP * max(1.0, size))
         if abs(coarse - found) <= slack:
             yield name, place, found, None
             continue
-        fine = slope(0.1 * STEP)  # where the function is too curved, or has a corner, the two are apart
-        yield name, place, found, None if abs(fine - found) <= slack + 2.0 * abs(fine - coarse) else fine
+        fine = slope(
+            0.1 * STEP * max(1.0, size)
+        )  # where the function is too curved, or has a corner, the two are apart
+        agrees = abs(fine - found) <= slack + 2.0 * abs(fine - coarse)
+        if not agrees and 0.0 < size < 1.0:  # or where it lives at numbers as small as this one
+            agrees = abs(slope(STEP * size) - found) <= slack
+        yield name, place, found, None if agrees else fine
 
 
 def _counted(elements: dict[str, int]) -> str:
