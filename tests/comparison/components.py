@@ -128,5 +128,19 @@ class Ranks(SquaredReLU):
         return ops.linear(weighted, params["down"]["kernel"]) + ops.embed(params["table"], least)
 
 
-KINDS = (SquaredReLU, SoftmaxGate, RunningSum, InnerAttention, BestTwo, Sorted, Ranks)
+@dataclass(frozen=True)
+class Capacity(SquaredReLU):
+    """Of the inner values above 0 the first eight of each token go on, as experts take no more than fit: counted."""
+
+    taps: ClassVar[tuple[str, ...]] = ("pre", "place", "act")
+
+    def __call__(self, ops, params, x, tap):
+        xp = ops.xp
+        pre = tap("pre", ops.linear(x, params["up"]["kernel"]))
+        place = tap("place", xp.cumulative_sum(ops.cast(pre > 0.0, ops.index_dtype), axis=-1))
+        act = tap("act", xp.where(place <= 8, ops.relu(pre), xp.zeros_like(pre)))
+        return ops.linear(act, params["down"]["kernel"])
+
+
+KINDS = (SquaredReLU, SoftmaxGate, RunningSum, InnerAttention, BestTwo, Sorted, Ranks, Capacity)
 COMPONENTS = {kind.__name__: kind() for kind in KINDS}

@@ -287,6 +287,28 @@ def test_where_float32_may_overflow_nothing_is_known():
 # --- decisions --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [bool, np.int64])
+@pytest.mark.parametrize("name", CASES)
+def test_what_was_decided_goes_on_into_every_function(name, dtype):
+    """Whatever is not sure stays unknown; what is sure is as of plain numbers."""
+    if name.startswith("cumulative_sum"):
+        whole = np.array([[1, 0, 1, 1], [0, 1, 0, 1]])
+        unsure = np.array([[False, False, True, False], [False] * 4])
+        found = CASES[name].run(READING, Decided(whole.astype(dtype), unsure, READING))
+        np.testing.assert_array_equal(found.value, np.cumsum(whole, axis=-1))
+        np.testing.assert_array_equal(found.unsure, [[False, False, True, True], [False] * 4])
+        return
+    value = np.arange(24).reshape(SHAPE) % 5 + 1
+    sure, unsure = (Decided(value.astype(dtype), off, READING) for off in (value < 0, value == 2))
+    plain = READING.exactly(value.astype(dtype).astype(np.float64))
+    with np.errstate(all="ignore"):
+        expected, found, open_ = (
+            CASES[name].run(READING, *(x for _ in CASES[name].draws)) for x in (plain, sure, unsure)
+        )
+    np.testing.assert_array_equal(np.asarray(found.value, np.float64), expected.value)
+    assert open_.value.shape == expected.value.shape
+
+
 def doubtful(values: list[float], off: float) -> Bounded:
     x = np.array(values)
     return Bounded(x, (np.full(x.shape, off),) * 2, READING)

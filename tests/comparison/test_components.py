@@ -68,6 +68,55 @@ def test_a_component_needs_no_parameters(folders):
     assert found.status == "sound", found.verdict
 
 
+@dataclass(frozen=True)
+class Own(SquaredReLU):
+    """down(run(up(x))) for a function of the inner values."""
+
+    taps: ClassVar[tuple[str, ...]] = ("act",)
+    run: Any = None
+
+    def __call__(self, ops: Any, params: Any, x: Any, tap: Any) -> Any:
+        act = tap("act", self.run(ops, ops.xp, ops.linear(x, params["up"]["kernel"])))
+        return ops.linear(act, params["down"]["kernel"])
+
+
+def log_beside_0(ops, xp, pre):
+    r = ops.relu(pre)
+    return xp.where(r > 0.0, xp.log(r), xp.zeros_like(r))
+
+
+def mean_of_nothing(ops, xp, pre):
+    """Of centred numbers: what is left of it is rounding alone."""
+    centred = pre - xp.mean(pre, axis=-1, keepdims=True)
+    return pre + xp.mean(centred, axis=-1, keepdims=True)
+
+
+# What has no gradient where it is taken, in float64 itself or in float32: nobody who computes it is to blame.
+WITHOUT_GRADIENT = {
+    "the log of a 0 that is not taken": (log_beside_0, "not judged", "is not finite in float64 itself"),
+    "an overflow that saturates": (
+        lambda ops, xp, pre: xp.tanh(xp.exp(pre * 4000.0)),
+        "not judged",
+        "beyond the largest number",
+    ),
+    "the logs of 1 in place of 0": (
+        lambda ops, xp, pre: xp.where(pre > 0.0, xp.log(xp.where(pre > 0.0, pre, xp.ones_like(pre))), 0.0 * pre),
+        "sound",
+        "",
+    ),
+    "a mean of nothing": (mean_of_nothing, "sound", ""),
+}
+
+
+@pytest.mark.parametrize("title", WITHOUT_GRADIENT)
+@pytest.mark.parametrize("seed", [0, 5])
+def test_nobody_is_blamed_for_what_has_no_number(folders, title, seed):
+    run, status, said = WITHOUT_GRADIENT[title]
+    found = compared(folders["gpt2"], Own(run=run), ["numpy", "torch"], seed, exact=True, gradients=True)
+    assert found.status == status, found.verdict
+    assert said in found.verdict
+
+
 @pytest.mark.parametrize("name", ["SoftmaxGate", "BestTwo", "Ranks"])
 def test_random_models_are_sound_on_jax(folders, name):
     found = compared(folders["gpt2"], COMPONENTS[name], ["jax"])

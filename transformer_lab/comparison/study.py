@@ -148,6 +148,9 @@ def compare(
                 part.gradients = compare_gradients(
                     model, true_gradients[0], own.name, look_on_gradient, steps=wanted == precision
                 )
+                if unknown := next((row for row in part.gradients if row.unknown), None):
+                    how = f"{unknown.unknown:,} elements may be beyond the largest number of their precision"
+                    without_gradient.append(f"Not judged: the gradient {unknown.parameter} on {own.name}: {how}.")
             except ConfigurationError as error:  # one of this backend's functions has none
                 without_gradient.append(f"Not judged: the gradients of {own.name}: {error}")
         if len(ids[0]) > 1 and wanted == precision:

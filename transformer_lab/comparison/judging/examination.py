@@ -268,6 +268,10 @@ class _Judge:
             finite = np.abs(value[np.isfinite(value)])
             self.examination.largest_value = max(self.examination.largest_value, float(finite.max(initial=0.0)))
         self.since = []
+        if (
+            self.participant.kind == "backend"
+        ):  # ours hide what is inside a fused operation alone, and here is its result
+            self.hidden = []
         # A product that a compiler joined to what follows was not rounded before it: what is shown is.
         return self.reading.shown(value, fused=expected.factor)
 
@@ -294,6 +298,8 @@ class _Judge:
         limit = VAGUE_IN_FEW_BITS if few_bits else VAGUE
         if _size(expected.likely) <= max(limit * _size(expected.value), FLUSHED):
             return None
+        if np.isinf(expected.error).any():
+            return "some of it may be beyond the largest number of its precision, or hang on a choice that is not shown"
         if not self.hidden:  # all is shown: nothing sharper can be said of this operation in this precision
             return None
         how = " (ops=manual does)" if self.participant.kind == "backend" else ""

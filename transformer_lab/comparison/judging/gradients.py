@@ -18,7 +18,7 @@ import numpy as np
 from transformer_lab.backends.readings.bounded import gradients as bounded_gradients
 from transformer_lab.backends.readings.bounded.gradients import Steps
 from transformer_lab.backends.readings.bounded.pairs import Bounded
-from transformer_lab.backends.readings.bounded.units import LARGEST, UNITS
+from transformer_lab.backends.readings.bounded.units import KEPT_IN_BFLOAT16, LARGEST, UNITS
 from transformer_lab.backends.readings.gradient_rules import CONSTANT, RULES
 from transformer_lab.backends.readings.recorded import Tape, value_and_grad
 from transformer_lab.comparison.judging.examination import Likelihood, difference
@@ -51,7 +51,7 @@ class GradientRow:
     "blocks.3.attn: query" (`gradient_calls.Call` says how steps are named).
     errors: against the truth's gradient of the loss; of a step, against its backward pass in float64.
     ratio: of a step, the largest |error| / bound; above 1 it is a defect. None for a parameter. largest, mean_square:
-    its errors in likely ones (`examination.Likelihood`).
+    its errors in likely ones (`examination.Likelihood`). unknown: how many elements no bound is known of.
     """
 
     participant: str
@@ -60,6 +60,7 @@ class GradientRow:
     ratio: float | None = None
     largest: float = 0.0
     mean_square: float = 0.0
+    unknown: int = 0
 
     @property
     def wrong(self) -> bool:
@@ -91,6 +92,8 @@ class TrueGradients:
         self.calls = [call for call in calls if np.isfinite(call.cotangent).all()]
         # Behind the root of a 0, say: nothing can be said about what becomes of it.
         self.infinite = list(dict.fromkeys(call.name for call in calls if not np.isfinite(call.cotangent).all()))
+        if not self.infinite:  # 0 times infinity, which becomes of what was not even taken
+            self.infinite = [name for name, found in self.parameters.items() if not np.isfinite(found).all()]
 
     def detached(self, seed: int = 0) -> list[str]:
         """Sentences on a part of the gradient that central differences of the loss do not confirm."""
@@ -180,6 +183,10 @@ def wrong_loss(model: LanguageModel, participant: str, token_ids: np.ndarray, tr
         uneven = even * (1.0 + np.arange(even.shape[1]) % 3)
         handed_out["the weighted loss of training"] = (*_loss_and_logits(model, ids, uneven), uneven)
     unit = max(UNITS[model.backend.precision].inner, 2.0**-24 if model.backend.precision == "exact" else 0.0)
+    if (
+        model.backend.precision == "bfloat16"
+    ):  # which a compiler may keep in more bits in one program, and not in the other
+        unit = KEPT_IN_BFLOAT16.inner + KEPT_IN_BFLOAT16.kernel / LOSS_SLACK
     said = []
     for name, (value, given, weights) in handed_out.items():
         logits = np.asarray(given, np.float64)
@@ -289,9 +296,16 @@ def _rows_of(alone: Alone, call: Call, participant: str) -> Iterator[GradientRow
     errors: dict[str, list[Errors]] = {name: [] for name in call.learned}
     ratios = dict.fromkeys(call.learned, 0.0)
     likelihoods = {name: Likelihood() for name in call.learned}
+    unknown = dict.fromkeys(call.learned, 0)
     for name, place, expected in expected_gradients(call, inputs, cotangent, precision):
         if name in found:
             here = found[name][place]
+            # Where nothing is known (a number that float32 does not have, 0 times infinity), nothing is judged.
+            known = np.isfinite(expected.error) & np.isfinite(expected.value)
+            unknown[name] += int(known.size - np.count_nonzero(known))
+            here, value = np.where(known, here, 0.0), np.where(known, expected.value, 0.0)
+            off = np.where(known, expected.error, 0.0), np.where(known, expected.likely, 0.0)
+            expected = Bounded(value, off, expected.reading)
             errors[name].append(errors_of(here, expected.value, precision))
             ratios[name] = max(ratios[name], _largest_ratio(here, expected, lost))
             likelihoods[name].take(difference(here, expected.value), expected.likely + lost)
@@ -299,7 +313,8 @@ def _rows_of(alone: Alone, call: Call, participant: str) -> Iterator[GradientRow
         where = call.name or "loss"  # what follows the last tap is the mean
         what = f"{where}: {name}" if call.is_operation else f"{where}: {call.function}, argument {name}"
         seen = likelihoods[name]
-        yield GradientRow(participant, what, merge(errors[name]), ratios[name], seen.largest, seen.mean_square)
+        found_out = ratios[name], seen.largest, seen.mean_square, unknown[name]
+        yield GradientRow(participant, what, merge(errors[name]), *found_out)
 
 
 def expected_gradients(

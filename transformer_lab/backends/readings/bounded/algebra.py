@@ -33,9 +33,8 @@ def lifted(reading: Any, x: Any) -> Bounded:
     """A number or a plain array as a bounded one. A number that float32 does not have is rounded by who computes."""
     if isinstance(x, Bounded):
         return x
-    if isinstance(x, Decided):  # another place or count may be any
-        jump = np.where(x.unsure, 1.0 if x.value.dtype == bool else math.inf, 0.0)
-        return Bounded(x.value, (jump, jump), reading)
+    if isinstance(x, Decided):
+        return Bounded(x.value, x.errors, reading)
     if isinstance(x, (float, np.floating)) and reading.precision != "float64":
         off = abs(float(x) - float(np.float32(x))) if math.isfinite(x) else 0.0
         return Bounded(x, (off, off), reading)
@@ -71,7 +70,8 @@ def subtract(reading: Any, a: Any, b: Any) -> Bounded:
 
 
 @function("negative")
-def negative(reading: Any, x: Bounded) -> Bounded:
+def negative(reading: Any, x: Any) -> Bounded:
+    x = lifted(reading, x)
     return Bounded(-x.value, x.errors, reading, x.unjudged, x.factor)
 
 
@@ -229,7 +229,8 @@ def logsumexp(reading: Any, x: Bounded) -> Bounded:
 
 
 @function("abs")
-def absolute(reading: Any, x: Bounded) -> Bounded:
+def absolute(reading: Any, x: Any) -> Bounded:
+    x = lifted(reading, x)
     return Bounded(np.abs(x.value), x.errors, reading, x.unjudged, x.factor)
 
 
@@ -443,8 +444,15 @@ def _count(shape: Sequence[int], axis: Any) -> int:
     return math.prod(shape[place] for place in axes)
 
 
+def _of_choices(reading: Any, x: Decided, run: Callable[[Any], Any]) -> Decided:
+    """Whole numbers of whole numbers that were decided: not sure where one of these is not. run sums, or the like."""
+    return Decided(run(x.value), run(np.asarray(x.unsure, np.int64)) > 0, reading)
+
+
 @function("sum")
-def sum_(reading: Any, x: Any, axis: Any = None, keepdims: bool = False, dtype: Any = None) -> Bounded:
+def sum_(reading: Any, x: Any, axis: Any = None, keepdims: bool = False, dtype: Any = None) -> Any:
+    if isinstance(x, Decided):
+        return _of_choices(reading, x, lambda v: v.sum(axis=axis, keepdims=keepdims))
     x = lifted(reading, x)
     value = x.value.sum(axis=axis, keepdims=keepdims)
     terms = _count(x.shape, axis)
@@ -477,7 +485,8 @@ def std(reading: Any, x: Bounded, axis: Any = None, correction: float = 0.0, kee
 
 
 @function("prod")
-def prod(reading: Any, x: Bounded, axis: Any = None, keepdims: bool = False, dtype: Any = None) -> Bounded:
+def prod(reading: Any, x: Any, axis: Any = None, keepdims: bool = False, dtype: Any = None) -> Bounded:
+    x = lifted(reading, x)
     value = np.prod(x.value, axis=axis, keepdims=keepdims)
 
     def error(units: Units, off: Any) -> Any:
@@ -489,9 +498,11 @@ def prod(reading: Any, x: Bounded, axis: Any = None, keepdims: bool = False, dty
 
 
 @function("cumulative_sum")
-def cumulative_sum(reading: Any, x: Bounded, axis: Any = None, dtype: Any = None, **options: Any) -> Bounded:
+def cumulative_sum(reading: Any, x: Any, axis: Any = None, dtype: Any = None, **options: Any) -> Any:
     """The i-th sum has i terms; a scan adds them in whatever order."""
-    axis = x.ndim - 1 if axis is None else axis
+    axis = len(x.shape) - 1 if axis is None else axis
+    if isinstance(x, Decided):
+        return _of_choices(reading, x, lambda v: xp.cumulative_sum(np.asarray(v, np.int64), axis=axis, **options))
     value = xp.cumulative_sum(x.value, axis=axis, **options)
 
     def error(units: Units, off: Any) -> Any:
@@ -637,8 +648,9 @@ def full_like(reading: Any, x: Bounded, value: Any, **options: Any) -> Bounded:
 
 
 @function("sign")
-def sign(reading: Any, x: Bounded) -> Bounded:
+def sign(reading: Any, x: Any) -> Bounded:
     """Where rounding may cross 0 it may jump by 2."""
+    x = lifted(reading, x)
     return pair(reading, np.sign(x.value), lambda units, off: np.where(np.abs(x.value) < off, 2.0, 0.0), x)
 
 
@@ -646,7 +658,9 @@ def _steps(name: str) -> None:
     run = getattr(np, name)
 
     @function(name)
-    def stepped(reading: Any, x: Bounded) -> Bounded:
+    def stepped(reading: Any, x: Any) -> Bounded:
+        x = lifted(reading, x)
+
         def error(units: Units, off: Any) -> Any:
             return np.maximum(run(x.value + off) - run(x.value), run(x.value) - run(x.value - off))
 

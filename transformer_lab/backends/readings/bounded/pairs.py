@@ -87,6 +87,12 @@ class Decided(Read):
     def refuse(cls, what: str) -> NoReturn:
         Bounded.refuse(what)
 
+    @property
+    def errors(self) -> Errors:
+        """As numbers: a boolean is off by 1 at most; another place or count may be any."""
+        jump = np.where(self.unsure, 1.0 if self.value.dtype == bool else np.inf, 0.0)
+        return jump, jump
+
     def __invert__(self) -> "Decided":
         return Decided(~self.value, self.unsure, self.reading, margin=self.margin)
 
