@@ -176,8 +176,11 @@ def test_logits_that_are_worse_than_those_that_were_judged(model_of, monkeypatch
     model, truth = model_of("numpy"), model_of("numpy", "float64", "manual")
     passes = type(model._passes)
     right, changed = passes.logits, bug(passes.logits)
-    own = lambda self, params, ids: (changed if self is model._passes else right)(self, params, ids)  # noqa: E731
-    monkeypatch.setattr(passes, "logits", own)
+
+    def logits(self, params, ids):  # of this model alone
+        return (changed if self is model._passes else right)(self, params, ids)
+
+    monkeypatch.setattr(passes, "logits", logits)
     found = wrong(checks_of(model, truth))
     assert found["logits of a whole pass"].startswith("A defect: model.logits on the participant is off by ")
 

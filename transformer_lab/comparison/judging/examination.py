@@ -268,9 +268,8 @@ class _Judge:
             finite = np.abs(value[np.isfinite(value)])
             self.examination.largest_value = max(self.examination.largest_value, float(finite.max(initial=0.0)))
         self.since = []
-        if (
-            self.participant.kind == "backend"
-        ):  # ours hide what is inside a fused operation alone, and here is its result
+        # Ours hide alone what is inside a fused operation, and here is its result.
+        if self.participant.kind == "backend":
             self.hidden = []
         # A product that a compiler joined to what follows was not rounded before it: what is shown is.
         return self.reading.shown(value, fused=expected.factor)

@@ -53,13 +53,8 @@ class Generations:
         longest = room - self.new if self.compiled else min(LONGEST, room - self.new)
         self.pool = _token_ids(prompts, max(3 * longest + BATCH, CONTEXT), model.config.vocab_size)
         self.rows, at = [], 0
-        for length in (
-            max(longest // 4, 1),
-            longest,
-            max(longest // 15, 1),
-            max(longest // 2, 1),
-            max(3 * longest // 4, 1),
-        ):
+        for share in (1 / 4, 1, 1 / 15, 1 / 2, 3 / 4):
+            length = max(int(longest * share), 1)
             self.rows.append(self.pool[at : at + length])
             at += length
         self.unequal: list[Generation] = []  # the batch that the first check found sound
@@ -188,10 +183,8 @@ class Generations:
 
     def _calls(self) -> str:
         long, short = self.rows[1], self.rows[2]
-        twin = [
-            *long[:-1],
-            (long[-1] + 1) % self.model.config.vocab_size,
-        ]  # what is kept of a beginning is not the rest
+        # What is kept of a beginning is not the rest.
+        twin = [*long[:-1], (long[-1] + 1) % self.model.config.vocab_size]
         with ending_at(self.model, ()):
             found = [
                 self.one("the first call", long, self.few),

@@ -183,9 +183,8 @@ def wrong_loss(model: LanguageModel, participant: str, token_ids: np.ndarray, tr
         uneven = even * (1.0 + np.arange(even.shape[1]) % 3)
         handed_out["the weighted loss of training"] = (*_loss_and_logits(model, ids, uneven), uneven)
     unit = max(UNITS[model.backend.precision].inner, 2.0**-24 if model.backend.precision == "exact" else 0.0)
-    if (
-        model.backend.precision == "bfloat16"
-    ):  # which a compiler may keep in more bits in one program, and not in the other
+    # A compiler may keep bfloat16 in more bits in one program, and not in the other.
+    if model.backend.precision == "bfloat16":
         unit = KEPT_IN_BFLOAT16.inner + KEPT_IN_BFLOAT16.kernel / LOSS_SLACK
     said = []
     for name, (value, given, weights) in handed_out.items():

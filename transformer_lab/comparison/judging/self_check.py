@@ -39,25 +39,24 @@ class SelfCheck:
         return f"{said}: {f'{len(self.wrong)} differ' if self.wrong else 'none differs beyond its bound'}."
 
 
+@np.errstate(all="ignore")  # what is not finite is left out
 def check_judge(truth: LanguageModel, token_ids: np.ndarray, gradients: TrueGradients | None) -> SelfCheck:
     """Runs the first TOKENS of token_ids [T]. gradients: the truth's, where they are asked for."""
-    witness = Witness()
+    witness: Any = Witness()
     params = witness.parameters(truth.params)
     add_derived(truth.config, witness, params)
     ids = np.asarray(token_ids, np.int64)[None, :TOKENS]
-    with np.errstate(all="ignore"):
-        logits, _ = forward(witness, truth.config, params, ids, np.zeros(1, np.int64), tap=_taken_over)
-        witness.cross_entropy(logits, ids)  # type: ignore[attr-defined]  # an operation, set by its name
+    logits, _ = forward(witness, truth.config, params, ids, np.zeros(1, np.int64), tap=_taken_over)
+    witness.cross_entropy(logits, ids)
     looked: dict[str, int] = {}
     wrong = list(dict.fromkeys(witness.wrong))
     last = {call.function: call for call in gradients.calls} if gradients is not None else {}
     for call in last.values():
-        with np.errstate(all="ignore"):
-            for name, place, found, slope in _slopes(truth.backend, call):
-                looked[call.function] = looked.get(call.function, 0) + 1
-                if slope is not None:
-                    where = f"{call.function} ({name}, {list(place)})"
-                    wrong.append(f"the gradient of {where} is {found!r} in the judge, and its slope is {slope!r}")
+        for name, place, found, slope in _slopes(truth.backend, call):
+            looked[call.function] = looked.get(call.function, 0) + 1
+            if slope is not None:
+                where = f"{call.function} ({name}, {list(place)})"
+                wrong.append(f"the gradient of {where} is {found!r} in the judge, and its slope is {slope!r}")
     return SelfCheck(dict(witness.checked), looked, wrong)
 
 
@@ -92,9 +91,8 @@ def _slopes(ops: Any, call: Call) -> Iterator[tuple[str, tuple[int, ...], float,
         if abs(coarse - found) <= slack:
             yield name, place, found, None
             continue
-        fine = slope(
-            0.1 * STEP * max(1.0, size)
-        )  # where the function is too curved, or has a corner, the two are apart
+        # Where the function is too curved, or has a corner, a finer step gives another slope.
+        fine = slope(0.1 * STEP * max(1.0, size))
         agrees = abs(fine - found) <= slack + 2.0 * abs(fine - coarse)
         if not agrees and 0.0 < size < 1.0:  # or where it lives at numbers as small as this one
             agrees = abs(slope(STEP * size) - found) <= slack
