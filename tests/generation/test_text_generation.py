@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tokenizers
 from reference_models import BACKENDS, random_ids, save_gpt2
 
 import transformer_lab as lab
@@ -64,6 +65,28 @@ def test_characters_of_several_tokens_come_whole(models, tokenizer):
     for token in ids:
         pieces.append(row.accept(token, 0.0, None))
     assert [piece for piece in pieces if piece] == ["ď", " ", "ž", " ", "ű"]
+
+
+def test_words_keep_their_spaces_behind_a_prompt(tmp_path):
+    """With spaces at the beginnings of words (Metaspace) the first of a text goes, but a continuation is no text."""
+    words = {"<unk>": 0, "▁the": 1, "▁old": 2, "▁king": 3}
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    library.pre_tokenizer, library.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    save_gpt2(tmp_path, seed=1, vocab_size=6, n_positions=32)
+    library.save(str(tmp_path / "tokenizer.json"))
+    model = lab.load_model(tmp_path, tokenizer="huggingface")
+    shown = {0: "<unk>", 1: " the", 2: " old", 3: " king", 4: "\ufffd", 5: "\ufffd"}  # the last two it does not have
+    stops, seen = 0, set()
+    for seed in range(8):
+        rules = {"temperature": 3.0, "seed": seed}
+        generation = model.generate("the", 12, **rules)
+        assert generation.text == "".join(map(shown.get, generation.token_ids))
+        assert generation.text == "".join(model.stream("the", 12, **rules))
+        stopped = model.generate("the", 12, **rules, stop=" old")
+        assert stopped.text == generation.text.split(" old")[0]
+        stops += stopped.finish_reason == "stop"
+        seen |= set(generation.token_ids)
+    assert stops > 3 and seen == set(range(6))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -163,8 +163,14 @@ def test_streaming_gives_what_decode_gives(data, either):
 @given(ids=strategies.lists(strategies.integers(0, 50256), max_size=30))
 def test_streaming_any_ids(ids, either):
     decoder = either.stream_decoder()
-    for _ in range(2):  # flush makes it ready for the next sequence
-        assert "".join([*map(decoder.push, ids), decoder.flush()]) == either.decode(ids)
+    assert "".join([*map(decoder.push, ids), decoder.flush()]) == either.decode(ids)
+
+
+def test_a_character_that_the_prompt_began(either):
+    first, *rest = either.encode("🙂é")
+    decoder = either.stream_decoder([first])
+    assert "".join([*map(decoder.push, rest), decoder.flush()]) == "🙂é"
+    assert either.stream_decoder([first]).flush() == "", "it is the prompt's"
 
 
 def test_stream_never_gives_half_a_character(either):

@@ -29,7 +29,8 @@ class Timing:
 class Generation:
     """A continuation, without its prompt and without the end token.
 
-    text: None if the model has no tokenizer; an id that the tokenizer does not have is U+FFFD in it. logprobs: log
+    text: decode(prompt + token_ids) without its beginning decode(prompt), so that prompt and text fit together; None if
+    the model has no tokenizer. An id that the tokenizer does not have is U+FFFD in it. logprobs: log
     softmax of the raw logits at each id, in nats. finish_reason: "length", "stop" (a stop string came; text ends before
     it, token_ids with the token that completed it), "end_of_text" (an end token of the model came), or None in the
     result of a stream that is still under way. logits_sha256: over the little-endian float32 bytes of the raw logit
@@ -67,7 +68,7 @@ class Continuation:
         self.logprobs: list[float] = []
         self.finish_reason: str | None = None
         self.hash = hashlib.sha256() if hash_logits else None
-        self._decoder = tokenizer.stream_decoder() if tokenizer else None
+        self._decoder = tokenizer.stream_decoder(prompt) if tokenizer else None
         self._stop = StopStrings(stop)
         self._text: list[str] = []
 
@@ -94,7 +95,7 @@ class Continuation:
         try:
             return str(self._decoder.push(token))
         except ConfigurationError:
-            return f"{self._decoder.flush()}\ufffd"
+            return str(self._decoder.push_unknown())
 
     def _finish(self, reason: str) -> str:
         rest = self._show(self._decoder.flush()) if self._decoder else ""

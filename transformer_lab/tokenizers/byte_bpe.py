@@ -31,7 +31,7 @@ from transformer_lab.tokenizers.pre_tokenization import (
     sections,
     split_function,
 )
-from transformer_lab.tokenizers.stream_decoder import StreamDecoder
+from transformer_lab.tokenizers.stream_decoder import BytesDecoding, StreamDecoder
 from transformer_lab.tokenizers.tokenizer_json import save_definition
 
 # Text repeats its words, so the ids of each piece are remembered. At most this many pieces of at most this many
@@ -251,6 +251,8 @@ class ByteBPE:
 
     # Decoding
 
+    is_byte_level = True
+
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of the ids, special tokens kept; bytes that are no valid UTF-8 become U+FFFD.
 
@@ -263,9 +265,9 @@ class ByteBPE:
         ids = checked_token_ids(token_ids, self.vocab_size)
         return b"".join(map(self._bytes_of_id.__getitem__, ids))
 
-    def stream_decoder(self) -> StreamDecoder:
-        """A new decoder with .push(id) -> str and .flush() -> str for one growing sequence of ids."""
-        return StreamDecoder(self.decode_bytes)
+    def stream_decoder(self, prompt: Iterable[int] = ()) -> StreamDecoder:
+        """A new decoder with .push(id) -> str and .flush() -> str for one growing sequence of ids behind `prompt`."""
+        return StreamDecoder(BytesDecoding(lambda token_id: self.decode_bytes((token_id,))), prompt)
 
     # Storage
 

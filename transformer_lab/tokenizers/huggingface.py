@@ -18,10 +18,17 @@ import tokenizers
 from transformer_lab.errors import ConfigurationError, InputFileError, printable
 from transformer_lab.tokenizers.byte_alphabet import from_stand_ins
 from transformer_lab.tokenizers.byte_bpe import checked_token_ids
+from transformer_lab.tokenizers.decoding import Rule, decoder_rules
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
 from transformer_lab.tokenizers.pre_tokenization import replace_lone_surrogates
 from transformer_lab.tokenizers.shown import shown
-from transformer_lab.tokenizers.stream_decoder import RedecodingStreamDecoder, StreamDecoder
+from transformer_lab.tokenizers.stream_decoder import (
+    BytesDecoding,
+    Decoding,
+    StreamDecoder,
+    TokensDecoding,
+    WholeDecoding,
+)
 from transformer_lab.tokenizers.tokenizer_files import read_json_object, write_files
 from transformer_lab.tokenizers.tokenizer_json import (
     MOST_MERGES,
@@ -102,7 +109,7 @@ class HuggingFaceTokenizer:
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of the ids, special tokens kept, broken UTF-8 as U+FFFD."""
         ids = self._checked(token_ids)
-        if self._is_byte_level:
+        if self.is_byte_level:
             return self._join(ids).decode("utf-8", "replace")
         try:
             return str(self._tokenizer.decode(ids, skip_special_tokens=False))
@@ -112,11 +119,19 @@ class HuggingFaceTokenizer:
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
         """The bytes of the ids, special tokens kept; of a tokenizer that is not byte-level, the UTF-8 of the text."""
         ids = self._checked(token_ids)
-        return self._join(ids) if self._is_byte_level else self.decode(ids).encode("utf-8")
+        return self._join(ids) if self.is_byte_level else self.decode(ids).encode("utf-8")
 
-    def stream_decoder(self) -> StreamDecoder | RedecodingStreamDecoder:
-        """A new decoder with .push(id) -> str and .flush() -> str for one growing sequence of ids."""
-        return StreamDecoder(self.decode_bytes) if self._is_byte_level else RedecodingStreamDecoder(self.decode)
+    def stream_decoder(self, prompt: Iterable[int] = ()) -> StreamDecoder:
+        """A new decoder with .push(id) -> str and .flush() -> str for one growing sequence of ids behind `prompt`."""
+        decoding: Decoding
+        if self.is_byte_level:
+            decoding = BytesDecoding(lambda token_id: self.decode_bytes((token_id,)))
+        elif self._decoder_rules is None:
+            decoding = WholeDecoding(self.decode, lambda token_id: self._checked((token_id,))[0])
+        else:
+            token_of = self._token_of_id
+            decoding = TokensDecoding(lambda token_id: token_of[self._checked((token_id,))[0]], self._decoder_rules)
+        return StreamDecoder(decoding, prompt)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes the files that `ByteBPE.save` writes; of another kind of tokenizer only the JSON files."""
@@ -153,10 +168,24 @@ class HuggingFaceTokenizer:
         return bytes_of_id
 
     @cached_property
-    def _is_byte_level(self) -> bool:
-        decoder: Any = json.loads(self._tokenizer.to_str()).get("decoder") or {}
+    def is_byte_level(self) -> bool:
+        """Whether every token stands for bytes of its own, whatever its neighbours are."""
+        decoder = self._decoder or {}
         steps = decoder.get("decoders", [decoder])
         return [step.get("type") for step in steps] == ["ByteLevel"]
+
+    @cached_property
+    def _decoder_rules(self) -> tuple[Rule, ...] | None:
+        """None if the decoder has a step that only the library knows."""
+        try:
+            return decoder_rules(self._decoder, "tokenizer.json")
+        except InputFileError:
+            return None
+
+    @cached_property
+    def _decoder(self) -> Any:
+        decoder = self._tokenizer.decoder
+        return None if decoder is None else json.loads(decoder.__getstate__())
 
 
 def _require_safe_merges(model: object, file: Path) -> None:

@@ -11,6 +11,9 @@ class TextStream(Protocol):
     def push(self, token_id: int) -> str:
         """The text completed by this id."""
 
+    def push_unknown(self) -> str:
+        """The text completed by an id that the tokenizer does not have: U+FFFD."""
+
     def flush(self) -> str:
         """The rest."""
 
@@ -30,6 +33,10 @@ class Tokenizer(Protocol):
     def end_of_text_id(self) -> int | None:
         """The id of `<|endoftext|>`, None if there is no such token."""
 
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether every token stands for bytes of its own, whatever its neighbours are."""
+
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of `text`. Unless allowed, the text of a special token is ordinary text."""
 
@@ -39,8 +46,8 @@ class Tokenizer(Protocol):
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
         """The bytes of the ids, special tokens kept."""
 
-    def stream_decoder(self) -> TextStream:
-        """A new decoder for one growing sequence of ids."""
+    def stream_decoder(self, prompt: Iterable[int] = ()) -> TextStream:
+        """A new decoder for one growing sequence of ids behind those of a prompt, whose text it leaves out."""
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes files that this package and Hugging Face's libraries load."""

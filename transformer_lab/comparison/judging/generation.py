@@ -15,10 +15,10 @@ import numpy as np
 
 from transformer_lab.comparison.judging.check import Check, Untried, Wrong, asked, checked
 from transformer_lab.comparison.judging.uncached import GREEDY, Uncached
+from transformer_lab.errors import ConfigurationError
 from transformer_lab.generation.continuation import Generation
 from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import LanguageModel
-from transformer_lab.tokenizers.stream_decoder import RedecodingStreamDecoder
 
 DRAWN = Sampling(temperature=0.8, top_k=8)  # without the many rare tokens, which noise would leave open
 # The first makes a row avoid what it has seen, the second return to it; in both, what another row saw would be noticed.
@@ -159,17 +159,17 @@ class Generations:
         if tokenizer is None:
             finding = "The model has no tokenizer, so it has no text."
             raise Untried(finding)
-        if not self._has_plain_text():
+        if not tokenizer.is_byte_level:
             finding = "In this tokenizer the text of a token depends on its neighbours."
             raise Untried(finding)
         self._require_unequal()
         for row in (3, 0, 1, 4, 2):
-            if stops := _stop_strings(tokenizer, self.unequal[row].token_ids):
+            if stops := _stop_strings(tokenizer, self.rows[row], self.unequal[row].token_ids):
                 break
         else:
             finding = "No continuation has two tokens of readable text."
             raise Untried(finding)
-        held = _held_back(tokenizer, self.unequal[row].token_ids)
+        held = _held_back(tokenizer, self.rows[row], self.unequal[row].token_ids)
         with ending_at(self.model, ()):
             together = self.batch("a batch with stop strings", self.rows, self.new, stop=[*stops, *held])
             self._stream(f"a stream with stop strings after row {row}", self.rows[row], stops)
@@ -290,7 +290,7 @@ class Generations:
         if kept is not None:
             finding = f"{who} did not end before the end token {tokens[kept]}, at token {kept}."
             raise Wrong(finding)
-        text, needed = self._text(tokens, stop)
+        text, needed = self._text(prompt, tokens, stop)
         expected = "length" if len(tokens) == limit else "end_of_text" if ends else "no end before the limit"
         if needed is not None:
             expected = "stop"
@@ -357,21 +357,18 @@ class Generations:
         with ending_at(self.model, ()):
             return self.one("a greedy continuation", prompt, self.few).token_ids
 
-    def _has_plain_text(self) -> bool:
-        tokenizer = self.model.tokenizer
-        return tokenizer is not None and not isinstance(tokenizer.stream_decoder(), RedecodingStreamDecoder)
-
-    def _text(self, tokens: Sequence[int], stop: Sequence[str]) -> tuple[str | None, int | None]:
-        """The text that the tokens make, and how many of them complete a stop string; None if there is none."""
-        if not self._has_plain_text():
+    def _text(self, prompt: Sequence[int], tokens: Sequence[int], stop: Sequence[str]) -> tuple[str | None, int | None]:
+        """The text of the tokens behind the prompt, and how many complete a stop string; None if there is none."""
+        if self.model.tokenizer is None:
             return None, None
-        text = _decoded(self.model.tokenizer, tokens)
+        text = _decoded(self.model.tokenizer, prompt, tokens)
         ended = min(((place + len(one), place) for one in stop if (place := text.find(one)) >= 0), default=None)
         if ended is None:
             return text, None
         end, begin = ended
         counts = range(len(tokens) + 1)
-        return text[:begin], next(n for n in counts if len(_settled(self.model.tokenizer, tokens[:n], text)) >= end)
+        settled = (len(_settled(self.model.tokenizer, prompt, tokens[:count], text)) for count in counts)
+        return text[:begin], next(count for count, length in enumerate(settled) if length >= end)
 
 
 @contextmanager
@@ -410,39 +407,51 @@ def _end_tokens(rows: Sequence[Sequence[int]]) -> list[int]:
     return max((of(order) for order in permutations(rows)), key=variety) or [rows[0][0]]
 
 
-def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """The text of the tokens; U+FFFD for each that the model has and the tokenizer does not."""
-    parts = []
-    for known, run in groupby(tokens, lambda token: token < tokenizer.vocab_size):
-        ids = list(run)
-        parts.append(tokenizer.decode(ids) if known else "\ufffd" * len(ids))
-    return "".join(parts)
+def _decoded(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+    """The text of the tokens behind the prompt; U+FFFD for each that the model has and the tokenizer does not."""
+
+    def known(token: int) -> bool:
+        try:
+            tokenizer.decode([token])
+        except ConfigurationError:
+            return False
+        return True
+
+    def text(ids: Sequence[int]) -> str:
+        runs = groupby(ids, known)
+        return "".join(tokenizer.decode(run) if known else "\ufffd" * len(list(run)) for known, run in runs)
+
+    whole = text([*prompt, *tokens])
+    return whole[len(_common_beginning(whole, text(prompt))) :]
 
 
-def _settled(tokenizer: Any, tokens: Sequence[int], text: str) -> str:
+def _common_beginning(one: str, other: str) -> str:
+    pairs = enumerate(zip(one, other, strict=False))
+    return one[: next((place for place, (left, right) in pairs if left != right), len(other))]
+
+
+def _settled(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int], text: str) -> str:
     """What is sure of `text` once these tokens have come; half a character at their end may still change."""
-    now = _decoded(tokenizer, tokens)
-    pairs = enumerate(zip(now, text, strict=False))
-    return text[: next((place for place, (one, other) in pairs if one != other), len(now))]
+    return _common_beginning(text, _decoded(tokenizer, prompt, tokens))
 
 
-def _stop_strings(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+def _stop_strings(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> list[str]:
     """Strings across the border of two tokens, that end at one place, and one that never comes. Empty if none can be.
 
     They are ASCII, which no incomplete character can touch.
     """
-    text = _decoded(tokenizer, tokens)
+    text = _decoded(tokenizer, prompt, tokens)
     for count in range(len(tokens) // 2, len(tokens)):
-        border = len(_settled(tokenizer, tokens[:count], text))
+        border = len(_settled(tokenizer, prompt, tokens[:count], text))
         short, long = text[border - 1 : border + 1], text[max(border - 2, 0) : border + 1]
         if border >= 1 and len(short) == 2 and long.isascii():
             return [short, long, text[:border] + "\0"]
     return []
 
 
-def _held_back(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+def _held_back(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int]) -> list[str]:
     """A string whose beginning is the end of the text, and which never comes."""
-    text = _decoded(tokenizer, tokens)[-2:]
+    text = _decoded(tokenizer, prompt, tokens)[-2:]
     return [text + "\0never"] if text.isascii() and text else []
 
 
