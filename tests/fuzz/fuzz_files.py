@@ -27,10 +27,10 @@ from safetensors import safe_open
 
 import transformer_lab as lab
 from transformer_lab.checkpoints import (
-    end_of_text_ids,
     inspect_folder,
     load_parameters,
     read_config,
+    read_original,
     save_folder,
     weights_sha256,
 )
@@ -199,7 +199,7 @@ def read_all(folder):
     """Everything that reads a model folder."""
     inspect_folder(folder)
     config = read_config(folder)
-    end_of_text_ids(folder)
+    read_original(folder)
     weights_sha256(folder)
     loaded = dict(flatten(load_parameters(folder, config)))
     assert {name: array.shape for name, array in loaded.items()} == shapes(config)

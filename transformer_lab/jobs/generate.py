@@ -27,6 +27,7 @@ class Generate:
             "hash_logits": settings.hash_logits or settings.sections["precision"]["name"] == "exact",
         }
         model = load_chosen_model(settings)
+        _say_what_is_suggested(model)
         if isinstance(prompt, list) and isinstance(prompt[0], str):
             generations = _print_lines(model, prompt, options)
             completions = [_completion(*pair) for pair in zip(prompt, generations, strict=True)]
@@ -40,6 +41,13 @@ class Generate:
         timing = asdict(generations[0].timing) | {"load_s": model.load_seconds}
         _print_table(model, timing)
         return Result(output=output, model=model, timing=timing)
+
+
+def _say_what_is_suggested(model: Any) -> None:
+    """How the model's authors would sample: shown, not applied; the same words mean the same for every model."""
+    words = " ".join(f"sampling.{name}={value}" for name, value in model.original.suggested_sampling().items())
+    if words:
+        print(f"Not applied by itself: generation_config.json suggests {words}", file=sys.stderr)
 
 
 def _print_stream(model: Any, prompt: Prompt, options: dict[str, Any]) -> Any:

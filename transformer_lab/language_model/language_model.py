@@ -29,12 +29,14 @@ class LanguageModel:
     """What `load_model` returns. `config`, `tokenizer` (or None) and `backend` are there to be read.
 
     source: what load_model was given; folder: where the weights lie, or None; load_seconds: how long loading took.
-    end_of_text_ids: every id that ends a generation; config.json may list several.
+    end_of_text_ids: every id that ends a generation; generation_config.json and config.json may list several.
+    original: what else the folder says, which `save` gives back.
     """
 
     source = ""
     folder: Path | None = None
     load_seconds = 0.0
+    original = checkpoints.Original()
 
     def __init__(self, backend: Any, config: ModelConfig, params: Any, tokenizer: Tokenizer | None, cache: Any) -> None:
         self.backend, self.config, self.params, self.tokenizer = backend, config, params, tokenizer
@@ -162,6 +164,6 @@ class LanguageModel:
         arrays = {
             name: self.backend.recover(name, parameter) for name, parameter in flatten(self.params) if name in wanted
         }
-        checkpoints.save_folder(Path(folder), self.config, nest(arrays))
+        checkpoints.save_folder(Path(folder), self.config, nest(arrays), original=self.original)
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
