@@ -16,15 +16,17 @@ Knows nothing of files (`loading.py`, `tokenizer_json.py`) and not where merges 
 
 import heapq
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, pairwise, repeat
 from os import PathLike
+from pathlib import Path
 
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.tokenizers.added_tokens import AddedTokenFinder
 from transformer_lab.tokenizers.byte_alphabet import CHARACTER_OF_BYTE, from_stand_ins, is_stand_in_text
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
+from transformer_lab.tokenizers.original_files import save_files
 from transformer_lab.tokenizers.pre_tokenization import (
     GPT2_SPLIT,
     replace_lone_surrogates,
@@ -32,7 +34,8 @@ from transformer_lab.tokenizers.pre_tokenization import (
     split_function,
 )
 from transformer_lab.tokenizers.stream_decoder import BytesDecoding, StreamDecoder
-from transformer_lab.tokenizers.tokenizer_json import save_definition
+from transformer_lab.tokenizers.text_template import TextTemplate
+from transformer_lab.tokenizers.tokenizer_json import rendered
 
 # Text repeats its words, so the ids of each piece are remembered. At most this many pieces of at most this many
 # characters, some 30 MB; when full, the cache starts afresh, which costs one slow encounter per piece.
@@ -71,6 +74,8 @@ class ByteBPE:
 
     def __init__(self, definition: TokenizerDefinition, cache_pieces: int = _CACHE_PIECES) -> None:
         self.definition = definition
+        self.original_files: Mapping[str, bytes] = {}  # of the folder that it was loaded from
+        self.template = TextTemplate()
         vocab = definition.vocab
         self._byte_ids = [vocab[character] for character in CHARACTER_OF_BYTE]
         # Merging works on ids: rank_of_pair gives the urgency of a pair (lower is sooner), merged_id its result.
@@ -274,11 +279,12 @@ class ByteBPE:
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes vocab.json, merges.txt, tokenizer.json and tokenizer_config.json into `folder` (made if missing).
 
-        Hugging Face's transformers and tokenizers load them with the same ids. All four are written under temporary
+        Hugging Face's transformers and tokenizers load them with the same ids. A tokenizer that was loaded gives the
+        files of its folder back as they were, with a tokenizer.json if there was none. All are written under temporary
         names first and then renamed, so a failed save loses nothing. Raises InputFileError if `folder` is a file,
         UnavailableError if it cannot be written.
         """
-        save_definition(self.definition, folder)
+        save_files(Path(folder), self.original_files, lambda: rendered(self.definition))
 
 
 def checked_token_ids(token_ids: Iterable[int], vocab_size: int) -> list[int]:

@@ -8,9 +8,7 @@ Knows nothing of how a tokenizer works, and not where its folder comes from (`lo
 """
 
 import json
-import os
 from collections.abc import Mapping
-from os import PathLike
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -20,7 +18,8 @@ from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
 from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT, is_supported
 from transformer_lab.tokenizers.shown import shown
-from transformer_lab.tokenizers.tokenizer_files import json_type, read_json_object, read_text, write_files
+from transformer_lab.tokenizers.tokenizer_config import special_texts
+from transformer_lab.tokenizers.tokenizer_files import json_type, optional_json_object, read_json_object, read_text
 
 _ELSEWHERE = 'The huggingface tokenizer (kind="huggingface") may load it.'
 _MERGES_HEADER = "#version: 0.2"
@@ -28,8 +27,6 @@ _MERGES_HEADER = "#version: 0.2"
 MOST_MERGES = 550_000  # published: 515,000
 MOST_ADDED_TOKENS = 50_000
 MOST_SPLITS = 50
-# The keys of tokenizer_config.json and special_tokens_map.json that name special tokens.
-_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 # Reading vocab.json and merges.txt
@@ -45,7 +42,7 @@ def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> TokenizerDefin
     folder = vocab_file.parent
     vocab = _vocabulary(read_json_object(vocab_file), vocab_file, "")
     merges = read_merges(merges_file)
-    config = _optional_object(folder / "tokenizer_config.json")
+    config = optional_json_object(folder / "tokenizer_config.json")
     prefix_space = _flag(config, "add_prefix_space", folder / "tokenizer_config.json", False)
     added = _added_tokens_beside(folder, config, vocab)
     return _build(vocab_file, vocab=vocab, merges=merges, added_tokens=added, add_prefix_space=prefix_space)
@@ -75,7 +72,7 @@ def _added_tokens_beside(folder: Path, config: Mapping[str, Any], vocab: Mapping
         tokens[END_OF_TEXT] = AddedToken(END_OF_TEXT, vocab[END_OF_TEXT])
 
     for token, token_id in _vocabulary(
-        _optional_object(folder / "added_tokens.json"), folder / "added_tokens.json", ""
+        optional_json_object(folder / "added_tokens.json"), folder / "added_tokens.json", ""
     ).items():
         tokens[token] = AddedToken(token, token_id, special=False, normalized=True)
 
@@ -90,8 +87,8 @@ def _added_tokens_beside(folder: Path, config: Mapping[str, Any], vocab: Mapping
 
     known = {**vocab, **{token.text: token.id for token in tokens.values()}}
     roles_file = folder / "special_tokens_map.json"
-    for file, roles in ((config_file, config), (roles_file, _optional_object(roles_file))):
-        for text in _role_tokens(roles, file):
+    for file, roles in ((config_file, config), (roles_file, optional_json_object(roles_file))):
+        for text in special_texts(roles, file):
             if text in known and not (text in tokens and tokens[text].special):
                 old = tokens.get(text)
                 tokens[text] = AddedToken(
@@ -100,42 +97,17 @@ def _added_tokens_beside(folder: Path, config: Mapping[str, Any], vocab: Mapping
     return list(tokens.values())
 
 
-def _role_tokens(roles: Mapping[str, Any], file: Path) -> list[str]:
-    """The texts of the tokens that the file names as special."""
-    named = [(role, roles.get(role)) for role in _ROLES]
-    more = roles.get("additional_special_tokens")
-    if more is not None and not isinstance(more, list):
-        message = f"{file}, field additional_special_tokens: expected a list, found {json_type(more)}."
-        raise InputFileError(message)
-    named += [("additional_special_tokens", token) for token in more or []]
-    texts = []
-    for role, token in named:
-        text = token.get("content") if isinstance(token, dict) else token
-        if text is None:
-            continue
-        if not isinstance(text, str):
-            message = f"{file}, field {role}: expected the text of a token, found {json_type(text)}."
-            raise InputFileError(message)
-        texts.append(text)
-    return texts
-
-
 # Reading tokenizer.json
 
 
-def read_tokenizer_json(file: Path) -> TokenizerDefinition:
-    """The definition in a tokenizer.json of a byte-level BPE tokenizer.
+def read_tokenizer_json_object(data: Mapping[str, Any], file: Path) -> TokenizerDefinition:
+    """The definition in the parsed tokenizer.json of a byte-level BPE tokenizer; `file` is its name for messages.
 
     Read: model BPE (merges as strings or pairs, `ignore_merges`), pre_tokenizer ByteLevel or a Sequence of Split with a
     Regex and then ByteLevel, normalizer none or NFC, added_tokens. Whatever else would change the ids is refused with
-    an InputFileError naming the file and the field. The post_processor is left out: encode puts no tokens around a
-    text. So are truncation and padding.
+    an InputFileError naming the file and the field. The post_processor is for `text_template.py`;
+    truncation and padding are left out.
     """
-    return read_tokenizer_json_object(read_json_object(file), file)
-
-
-def read_tokenizer_json_object(data: Mapping[str, Any], file: Path) -> TokenizerDefinition:
-    """The same from the parsed contents; `file` is the name for messages."""
     model = _object(data.get("model"), file, "model")
     # Very old files have no type; they hold BPE.
     if model.get("type", "BPE") != "BPE":
@@ -319,10 +291,6 @@ def _flag(data: Mapping[str, Any], key: str, file: Path, default: bool, prefix: 
     return value
 
 
-def _optional_object(file: Path) -> dict[str, Any]:
-    return read_json_object(file) if os.path.lexists(file) else {}
-
-
 def _other_kind(file: Path, field: str, found: object, expected: str) -> InputFileError:
     return InputFileError(f"{file}, field {field}: found {shown(found)}, but byte_bpe needs {expected}. {_ELSEWHERE}")
 
@@ -396,20 +364,17 @@ def _tokenizer_config(definition: TokenizerDefinition) -> dict[str, Any]:
     }
 
 
-def save_definition(definition: TokenizerDefinition, folder: str | PathLike[str]) -> None:
-    """Writes both formats into `folder`; see `ByteBPE.save`.
+def rendered(definition: TokenizerDefinition) -> dict[str, str]:
+    """Both formats: name of the file -> text; see `ByteBPE.save`.
 
     vocab.json also holds the added tokens, so that a reader that knows only vocab.json and merges.txt has all ids.
     """
     added = {token.text: token.id for token in definition.added_tokens}
     vocab = dict(sorted({**definition.vocab, **added}.items(), key=lambda item: item[1]))
     merges = [_MERGES_HEADER, *(f"{left} {right}" for left, right in definition.merges)]
-    write_files(
-        Path(folder),
-        {
-            "vocab.json": json.dumps(vocab, ensure_ascii=False),
-            "merges.txt": "\n".join(merges) + "\n",
-            "tokenizer_config.json": json.dumps(_tokenizer_config(definition), ensure_ascii=False, indent=2) + "\n",
-            "tokenizer.json": json.dumps(to_tokenizer_json(definition), ensure_ascii=False),
-        },
-    )
+    return {
+        "vocab.json": json.dumps(vocab, ensure_ascii=False),
+        "merges.txt": "\n".join(merges) + "\n",
+        "tokenizer_config.json": json.dumps(_tokenizer_config(definition), ensure_ascii=False, indent=2) + "\n",
+        "tokenizer.json": json.dumps(to_tokenizer_json(definition), ensure_ascii=False),
+    }
