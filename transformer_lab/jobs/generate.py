@@ -24,10 +24,15 @@ class Generate:
             "max_new_tokens": settings.max_new_tokens,
             "seed": settings.seed,
             "stop": chosen_stop(settings),
+            "prompt_special": settings.prompt_special,
+            "prompt_template": settings.prompt_template,
             "hash_logits": settings.hash_logits or settings.sections["precision"]["name"] == "exact",
         }
         model = load_chosen_model(settings)
         _say_what_is_suggested(model)
+        chat = None if settings.chat is None else prompt
+        if chat is not None:
+            prompt = model.chat_ids(chat)
         if isinstance(prompt, list) and isinstance(prompt[0], str):
             generations = _print_lines(model, prompt, options)
             completions = [_completion(*pair) for pair in zip(prompt, generations, strict=True)]
@@ -36,7 +41,7 @@ class Generate:
             generations = [
                 _print_stream(model, prompt, options) if model.tokenizer else _print_ids(model, prompt, options)
             ]
-            output = _completion(prompt, generations[0])
+            output = _completion(prompt, generations[0]) | ({} if chat is None else {"chat": chat})
         sys.stdout.flush()
         timing = asdict(generations[0].timing) | {"load_s": model.load_seconds}
         _print_table(model, timing)
