@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 import pytest
 import report_cases
+from markupsafe import Markup
 from report_cases import HOSTILE, defect, empty, enormous, hostile, large, sound
 
 from transformer_lab.comparison.reporting.number_words import cosine, number, share
-from transformer_lab.comparison.reporting.page.document import page
-from transformer_lab.comparison.reporting.page.html import Html, text
+from transformer_lab.comparison.reporting.page.document import page, text
 
 CASES = ("sound", "defect", "unjudged", "hostile", "empty", "large", "enormous")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -116,7 +116,7 @@ def test_nothing_is_loaded_or_run(pages, case):
     for key, value in seen.attributes:
         assert not key.startswith("on") and key not in ("src", "srcset", "style", "action", "xlink:href")
         if key == "href":
-            assert value.startswith(("#", "data:image/svg+xml;base64,"))
+            assert value.startswith(("#", "data:image/svg+xml,"))
     styles = re.findall(r"<style>(.*?)</style>", pages[case], re.DOTALL)
     assert not any(word in style for style in styles for word in ("url(", "@import", "expression"))
 
@@ -415,7 +415,7 @@ def test_shares_and_cosines_do_not_round_to_perfection():
 
 
 def test_text_is_escaped_unless_it_is_markup():
-    assert text("<b>") == "&lt;b&gt;" and text(Html("<b>")) == "<b>"
+    assert text("<b>") == "&lt;b&gt;" and text(Markup("<b>")) == "<b>"
     assert text("a" * 500, 10) == "aaaaaaaaaa…"
 
 
