@@ -1,4 +1,5 @@
-"""One row per participant: what a reader wants to know first, gathered from a report's dict. It measures nothing."""
+"""What the page and the console both say, gathered from a report's dict: a row per participant, why the verdict is what
+it is, the first divergence. It measures nothing."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from transformer_lab.comparison.reporting.number_words import DASH, number
 
 @dataclass(frozen=True)
 class Summary:
-    """details: what kind of participant it is, in words. ratio: its largest measured / bound, and where, a tap's name.
+    """details: what kind of participant it is, in words. ratio: its largest measured / bound; where: at which tap.
 
     taps: how many were compared; unjudged: at how many of them no bound was known; nearest: at how many it is nearest
     to the truth. rms: of the total error at the logits. kl: from the truth, in nats. top_1: share of positions

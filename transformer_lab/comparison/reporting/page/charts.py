@@ -68,14 +68,13 @@ def depths(taps: Sequence[str]) -> dict[str, float]:
     Taps without blocks, of somebody's own program, are numbered.
     """
     order = list(dict.fromkeys(taps))
-    blocks = [int(found[1]) if (found := _BLOCK.match(tap)) else None for tap in order]
-    known = [block for block in blocks if block is not None]
-    if not known:
+    blocks = {tap: int(found[1]) for tap in order if (found := _BLOCK.match(tap))}
+    if not blocks:
         return {tap: float(place) for place, tap in enumerate(order)}
     groups: dict[int, list[str]] = {}
-    last = -1  # what stands before the first block counts as the end of an empty one before it
-    for tap, block in zip(order, blocks, strict=True):
-        last = block if block is not None else max(known) + 1 if last >= 0 else -1
+    last, behind = -1, max(blocks.values()) + 1  # -1: what stands before the first block is the end of an empty one
+    for tap in order:
+        last = blocks.get(tap, behind if last >= 0 else -1)
         groups.setdefault(last, []).append(tap)
     return {
         tap: max(block, 0) + (place / len(members) if block >= 0 else 0.0)
