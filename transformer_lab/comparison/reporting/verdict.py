@@ -17,6 +17,7 @@ from transformer_lab.comparison.judging.examination import Divergence, Examinati
 from transformer_lab.comparison.judging.gradients import GradientRow, first_gradient_divergence
 from transformer_lab.comparison.judging.metrics import merge
 from transformer_lab.comparison.judging.sweeps import SweepRow
+from transformer_lab.comparison.reporting.number_words import number
 
 FAR = 100.0
 SOUND, DEFECT, NOT_JUDGED = "sound", "defect", "not judged"
@@ -207,7 +208,7 @@ def in_bounds(ratio: float) -> str:
     """How many times its bound, in words."""
     if math.isinf(ratio):
         return "more than any rounding (there is none to make here)"
-    return f"{ratio:,.0f} bounds" if ratio >= 10 else f"{ratio:.2g} bounds"
+    return f"{number(ratio, 2)} bounds"
 
 
 def _semantic(row: dict[str, Any]) -> str:
