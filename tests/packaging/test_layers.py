@@ -33,7 +33,7 @@ ONLY_IN = {
     "torch": {"backends/frameworks/torch.py", "comparison/participants/transformers.py"},
     "jax": {"backends/frameworks/jax.py"},
     "jaxlib": {"backends/frameworks/jax.py"},
-    "jinja2": {"comparison/reporting/page/document.py"},
+    "jinja2": {"comparison/reporting/page/document.py", "tokenizers/chat_template_process.py"},
     "tokenizers": {"tokenizers/huggingface.py"},
     "hydra": {"composition.py"},
     "omegaconf": {"composition.py", "config.py"},
