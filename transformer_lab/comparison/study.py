@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from transformer_lab.comparison.default_prompts import default_prompts
-from transformer_lab.comparison.judging.continuations import continuations
 from transformer_lab.comparison.judging.exactness import GRADIENT, Exactness
 from transformer_lab.comparison.judging.examination import Examination, examine
+from transformer_lab.comparison.judging.generation.continuations import continuations
 from transformer_lab.comparison.judging.gradients import TrueGradients, compare_gradients, wrong_loss
 from transformer_lab.comparison.judging.logits import agreement_of
 from transformer_lab.comparison.judging.self_check import check_judge

@@ -10,9 +10,9 @@ import numpy as np
 
 from transformer_lab.atomic_file import finite, write_json, write_text
 from transformer_lab.comparison.judging import logits, metrics
-from transformer_lab.comparison.judging.continuations import Continuations
 from transformer_lab.comparison.judging.exactness import Exactness
 from transformer_lab.comparison.judging.examination import Divergence, Examination
+from transformer_lab.comparison.judging.generation.continuations import Continuations
 from transformer_lab.comparison.judging.gradients import GradientRow
 from transformer_lab.comparison.judging.self_check import SelfCheck
 from transformer_lab.comparison.judging.semantics import differences
