@@ -27,7 +27,6 @@ from transformer_lab.comparison.judging.gradients import (
     wrong_loss,
 )
 from transformer_lab.comparison.judging.gradients import _rows_of as rows_of
-from transformer_lab.comparison.judging.metrics import NO_ERRORS
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
@@ -339,7 +338,7 @@ def test_a_row_is_flat_in_the_report():
 
 def test_the_first_divergence_and_its_worst_input():
     def row(parameter, ratio, participant="a"):
-        return GradientRow(participant, parameter, NO_ERRORS, ratio)
+        return GradientRow(participant, parameter, ratio=ratio)
 
     sound = [row("embed.token", None), row("loss: logits", 1.0)]
     assert first_gradient_divergence(sound) is None

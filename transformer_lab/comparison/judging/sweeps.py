@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from transformer_lab.comparison.judging.examination import difference, examine
+from transformer_lab.comparison.judging.beside_bounds import difference
+from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.judging.spool import Spool
 from transformer_lab.comparison.participants.own_model import Feeding, OwnModel
 from transformer_lab.errors import ConfigurationError, LabError

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformer_lab.backends.plain.manual import HIDDEN
 from transformer_lab.backends.readings.bounded.units import LARGEST
+from transformer_lab.comparison.judging.beside_bounds import Likelihood
 from transformer_lab.comparison.judging.exactness import Exactness
 from transformer_lab.comparison.judging.examination import Divergence, Examination
 from transformer_lab.comparison.judging.gradients import GradientRow, first_gradient_divergence
@@ -79,7 +80,7 @@ def verdict(
     defects += [_swept(row) for row in sweeps if _is_defect(row)]
     if (backward := first_gradient_divergence(gradients)) is not None:
         if backward.ratio is not None and backward.ratio <= 1.0:
-            how = f"has an error that is not plausible ({_likely(backward.largest, backward.mean_square)})"
+            how = f"has an error that is not plausible ({_likely(backward.likelihood)})"
         else:
             how = f"differs by {in_bounds(backward.ratio or 0.0)}"
         defects.append(f"A defect of the gradients: {backward.parameter} on {backward.participant} {how}.")
@@ -109,10 +110,9 @@ def _faults(
         )
         yield Fault(order.index(first.tap), found.participant, sentence, first)
     if (tap := found.first_implausible()) is not None:
-        likelihood = found.taps[tap].likelihood
         sentence = (
             f"A defect, in all likelihood: {_placed(found, tap, order)} on {found.participant} is within the bound of "
-            f"the worst case, but {_likely(likelihood.largest, likelihood.mean_square)}."
+            f"the worst case, but {_likely(found.taps[tap].likelihood)}."
         )
         yield Fault(order.index(tap), found.participant, sentence, found.taps[tap].worst)
     if (unlike := _unlike_others(found, order, examinations)) is not None:
@@ -191,15 +191,15 @@ def _sound(examinations: Sequence[Examination], exactness: Exactness) -> list[st
     return said
 
 
-def _likely(largest: float, mean_square: float) -> str:
-    if largest > LARGEST:
+def _likely(found: Likelihood) -> str:
+    if found.largest > LARGEST:
         return (
-            f"its largest error is {largest:.2g} times what independent roundings make likely (above {LARGEST:.0f} has "
-            "a probability below 3e-14 for each element)"
+            f"its largest error is {found.largest:.2g} times what independent roundings make likely (above "
+            f"{LARGEST:.0f} has a probability below 3e-14 for each element)"
         )
     return (
-        f"its root mean square error is {mean_square:.2g} times what independent roundings make likely (above 1 has a "
-        "probability below 3e-14)"
+        f"its root mean square error is {found.mean_square:.2g} times what independent roundings make likely (above 1 "
+        "has a probability below 3e-14)"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer_lab.comparison.judging.examination import difference
+from transformer_lab.comparison.judging.beside_bounds import difference
 from transformer_lab.comparison.judging.generation.check import (
     Check,
     Wrong,

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from transformer_lab.comparison.judging.examination import difference
+from transformer_lab.comparison.judging.beside_bounds import difference
 from transformer_lab.comparison.judging.generation.second_sampler import first_wrong, resampled
 from transformer_lab.generation.continuation import Generation
 from transformer_lab.generation.sampling import Sampling
