@@ -21,7 +21,7 @@ from transformer_lab.backends.readings.bounded.units import KEPT_IN_BFLOAT16, UN
 from transformer_lab.comparison.judging.beside_bounds import Likelihood, difference, ratios
 from transformer_lab.comparison.judging.logits import LogitAgreement, agreement_of
 from transformer_lab.comparison.judging.metrics import Errors, errors_of
-from transformer_lab.comparison.judging.shelf import Shelf
+from transformer_lab.comparison.judging.taps_by_name import TapsByName
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.comparison.participants.participant import Participant, fitting, refusal
 from transformer_lab.language_model.placing import add_derived
@@ -176,7 +176,8 @@ def examine(
     params = reading.parameters(truth.model.params)
     add_derived(truth.config, reading, params)
     for number, token_ids in enumerate(prompts):
-        shown, true = Shelf(participant.taps(token_ids)), Shelf(truth.taps(token_ids))
+        shown = TapsByName(participant.taps(token_ids), participant.name)
+        true = TapsByName(truth.taps(token_ids), truth.name)
         judge = _Judge(examination, participant, reading, shown, true, number, look_on)
         ids = np.asarray(token_ids, np.int64)[None]
         forward(reading, truth.config, params, ids, np.zeros(1, np.int64), tap=judge)
@@ -192,8 +193,8 @@ class _Judge:
     examination: Examination
     participant: Participant
     reading: BoundedReading
-    shown: Shelf
-    true: Shelf
+    shown: TapsByName
+    true: TapsByName
     prompt: int
     look_on: Callable[[int, str, np.ndarray], None] | None
     names: list[str] = field(default_factory=list)
