@@ -98,6 +98,7 @@ class TrueGradients:
     """The truth's gradients for token ids [T], computed once for all participants.
 
     They stand in two rows, the second from behind: what sums up the first row alone would be right with one.
+    infinite: where the gradient itself is not finite first, the name of a step or a parameter, or None.
     """
 
     def __init__(self, truth: LanguageModel, token_ids: np.ndarray) -> None:
@@ -106,10 +107,11 @@ class TrueGradients:
         with np.errstate(all="ignore"):
             calls, self.loss, self.parameters = noted_gradients(truth, self.token_ids)
         self.calls = [call for call in calls if np.isfinite(call.cotangent).all()]
-        # Behind the root of a 0, say: nothing can be said about what becomes of it.
-        self.infinite = list(dict.fromkeys(call.name for call in calls if not np.isfinite(call.cotangent).all()))
-        if not self.infinite:  # 0 times infinity, which becomes of what was not even taken
-            self.infinite = [name for name, found in self.parameters.items() if not np.isfinite(found).all()]
+        # Behind the root of a 0, say: nothing can be said about what becomes of it. Or 0 times infinity, which becomes
+        # of what was not even taken.
+        infinite = [call.name for call in calls if not np.isfinite(call.cotangent).all()]
+        infinite = infinite or [name for name, found in self.parameters.items() if not np.isfinite(found).all()]
+        self.infinite = infinite[-1] if infinite else None
 
     def detached(self, seed: int = 0) -> list[str]:
         """Sentences on a part of the gradient that central differences of the loss do not confirm."""

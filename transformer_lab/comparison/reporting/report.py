@@ -91,7 +91,7 @@ def report_of(
     detached: Sequence[str],
     without_gradient: Sequence[str],
     judge: SelfCheck,
-    sound_kl: dict[str, float],
+    sound_kl: Mapping[str, float | None],
     seconds: float,
 ) -> Report:
     """model: the truth's. For detached, without_gradient (there: not_judged) and sound_kl see `verdict`."""

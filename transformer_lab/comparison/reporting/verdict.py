@@ -6,7 +6,7 @@ judged, and is never called sound.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +54,12 @@ def verdict(
     generation: Sequence[str],
     semantics: Sequence[dict[str, Any]],
     not_judged: Sequence[str],
-    sound_kl: dict[str, float],
+    sound_kl: Mapping[str, float | None],
 ) -> Verdict:
     """order: every tap, in the order of the computation. detached, generation: what is wrong with paths of the
     gradient and with continuations, in sentences. semantics: what differs in the configurations. not_judged: why
     gradients were not to be had, or the judge is wrong itself, in sentences. sound_kl: for a precision, the KL
-    divergence of the logits of a sound run in it.
+    divergence of the logits of a sound run in it, or None.
     """
     said = [_semantic(row) for row in semantics]
     faults = [fault for found in examinations for fault in _faults(found, order, examinations, sound_kl)]
@@ -99,7 +99,7 @@ def verdict(
 
 
 def _faults(
-    found: Examination, order: Sequence[str], examinations: Sequence[Examination], sound_kl: dict[str, float]
+    found: Examination, order: Sequence[str], examinations: Sequence[Examination], sound_kl: Mapping[str, float | None]
 ) -> Iterable[Fault]:
     """The first of each kind on one participant."""
     if (first := found.first_divergence()) is not None:
