@@ -17,11 +17,12 @@ from transformer_lab.comparison.default_prompts import default_prompts
 from transformer_lab.comparison.judging.exactness import GRADIENT, Exactness
 from transformer_lab.comparison.judging.examination import Examination, examine
 from transformer_lab.comparison.judging.generation.continuations import continuations
-from transformer_lab.comparison.judging.gradients import GradientRow, TrueGradients, compare_gradients, wrong_loss
+from transformer_lab.comparison.judging.gradients import GradientRow, TrueGradients, compare_gradients
 from transformer_lab.comparison.judging.logits import agreement_of
 from transformer_lab.comparison.judging.self_check import check_judge
 from transformer_lab.comparison.judging.spool import Spool
 from transformer_lab.comparison.judging.sweeps import require_known, sweep
+from transformer_lab.comparison.judging.training_loss import wrong_loss
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.comparison.participants.participant import Participant
 from transformer_lab.comparison.reporting.report import Part, Report, report_of

@@ -18,10 +18,11 @@ from transformer_lab.backends.plain import manual
 from transformer_lab.backends.plain.manual import OPERATIONS
 from transformer_lab.backends.readings.gradient_rules import CONSTANT, RULES
 from transformer_lab.backends.readings.recorded import Recorded, Tape, mapped, plain, record, value_and_grad
+from transformer_lab.comparison.judging.training_loss import next_token_weights, parameters_of
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.language_model.placing import constants
 from transformer_lab.model.decoder import forward
-from transformer_lab.model.parameters import flatten, nest, shapes
+from transformer_lab.model.parameters import nest
 
 # Functions whose gradient only moves numbers: nothing can be rounded there.
 MOVES = {
@@ -68,18 +69,6 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "multiply": operator.mul,
     "divide": operator.truediv,
 }
-
-
-def parameters_of(model: LanguageModel) -> dict[str, np.ndarray]:
-    """Its learned parameters, dotted name -> NumPy array, kernels [in, out]."""
-    leaves = dict(flatten(model.params))  # among them some that are none: angles, and a tied head in fast form
-    return {name: model.backend.recover(name, leaves[name]) for name in shapes(model.config)}
-
-
-def next_token_weights(token_ids: np.ndarray) -> np.ndarray:
-    """Of a mean over all next tokens of token_ids [B, T + 1]: [B, T]."""
-    shape = (token_ids.shape[0], token_ids.shape[1] - 1)
-    return np.full(shape, 1.0 / (shape[0] * shape[1]))
 
 
 def noted_gradients(truth: LanguageModel, token_ids: np.ndarray) -> tuple[list[Call], float, dict[str, np.ndarray]]:

@@ -6,12 +6,11 @@ rounded to the participant's precision. Its bound comes from the bounded reading
 of that, for a function of `ops.xp` from its rule on the tape, over bounded arrays.
 
 A path that the definition itself cuts off is cut off in the truth, too: so the truth is held against central
-differences. And the loss is held against a plain one of the same logits.
+differences.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,29 +18,27 @@ import numpy as np
 from transformer_lab.backends.readings.bounded import gradients as bounded_gradients
 from transformer_lab.backends.readings.bounded.gradients import Steps
 from transformer_lab.backends.readings.bounded.pairs import Bounded
-from transformer_lab.backends.readings.bounded.units import KEPT_IN_BFLOAT16, UNITS
+from transformer_lab.backends.readings.bounded.units import UNITS
 from transformer_lab.backends.readings.gradient_rules import CONSTANT, RULES
 from transformer_lab.backends.readings.recorded import Tape, value_and_grad
 from transformer_lab.comparison.judging.beside_bounds import Likelihood, difference, ratios
 from transformer_lab.comparison.judging.central_differences import STEP, contradicted
-from transformer_lab.comparison.judging.gradient_calls import (
-    Call,
+from transformer_lab.comparison.judging.gradient_calls import Call, noted_gradients
+from transformer_lab.comparison.judging.metrics import Errors, errors_of, merge
+from transformer_lab.comparison.judging.training_loss import (
+    loss_of,
     next_token_weights,
-    noted_gradients,
+    parameter_gradients,
     parameters_of,
 )
-from transformer_lab.comparison.judging.metrics import Errors, errors_of, merge
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.language_model.placing import constants
-from transformer_lab.model.decoder import forward
-from transformer_lab.model.parameters import nest
-from transformer_lab.training.step import TRAINABLE_PRECISIONS, weighted_loss
+from transformer_lab.training.step import TRAINABLE_PRECISIONS
 
 # Functions of xp have more than one formula for their gradient; each takes no more than twice as many roundings.
 FORMULAS = 2.0
 DIRECTIONS = 2
 DETACHED = 1e-3  # of the size of a gradient along a direction: what central differences may be apart
-LOSS_SLACK = 64.0  # roundings that a mean of cross-entropies may be apart from the same in float64
 
 
 @dataclass
@@ -143,7 +140,7 @@ class TrueGradients:
 
         def loss(step: float) -> np.ndarray:
             moved = flat | {name: flat[name] + step * directions[name] for name in names}
-            return np.asarray(_loss(self.truth, moved, fixed, self.token_ids, weights))
+            return np.asarray(loss_of(self.truth, moved, fixed, self.token_ids, weights))
 
         slack = DETACHED * (size + abs(sum(parts))) + 1e-7 * self.loss
         return contradicted(loss, sum(parts), STEP, slack) is None
@@ -183,35 +180,6 @@ def compare_gradients(
     return rows
 
 
-def wrong_loss(model: LanguageModel, participant: str, token_ids: np.ndarray, training: bool = True) -> list[str]:
-    """Sentences on a loss that is not the mean cross-entropy of the next tokens, by the logits that it comes from.
-    training: whether that of training is looked at, too, with weights that are not all the same. Of two rows."""
-    row = np.asarray(token_ids, np.int64)
-    ids = np.stack([row, row[::-1]])
-    even = next_token_weights(ids)
-    handed_out = {"model.loss": (model.loss(ids), model.logits(ids[:, :-1]), even)}
-    if training and model.backend.can_train and model.backend.precision in TRAINABLE_PRECISIONS:
-        # In few bits the kernels of training are rounded later than those of a model that is loaded: other logits.
-        uneven = even * (1.0 + np.arange(even.shape[1]) % 3)
-        handed_out["the weighted loss of training"] = (*_loss_and_logits(model, ids, uneven), uneven)
-    unit = max(UNITS[model.backend.precision].inner, 2.0**-24 if model.backend.precision == "exact" else 0.0)
-    # A compiler may keep bfloat16 in more bits in one program, and not in the other.
-    if model.backend.precision == "bfloat16":
-        unit = KEPT_IN_BFLOAT16.inner + KEPT_IN_BFLOAT16.kernel / LOSS_SLACK
-    said = []
-    for name, (value, given, weights) in handed_out.items():
-        logits = np.asarray(given, np.float64)
-        below = logits - logits.max(axis=-1, keepdims=True)
-        losses = np.log(np.exp(below).sum(axis=-1)) - np.take_along_axis(below, ids[:, 1:, None], axis=-1)[..., 0]
-        right = float(np.sum(losses * weights))
-        if not abs(value - right) <= LOSS_SLACK * unit * (1.0 + float(np.abs(below).max()) + right):
-            said.append(
-                f"A defect: {name} on {participant} is {value:.6g}, and the cross-entropy of the next tokens by its "
-                f"own logits is {right:.6g}."
-            )
-    return said
-
-
 def first_gradient_divergence(rows: Sequence[GradientRow]) -> GradientRow | None:
     """The first step above its bound, or else not plausible, in the order of the backward pass; of its inputs the
     worst."""
@@ -224,36 +192,6 @@ def first_gradient_divergence(rows: Sequence[GradientRow]) -> GradientRow | None
 
 def _step(row: GradientRow) -> tuple[str, str]:
     return row.participant, row.parameter.partition(":")[0]
-
-
-def _loss(model: LanguageModel, params: Any, constants: Any, ids: Any, weights: Any) -> Any:
-    """The loss as training computes it, of flat parameters. All are arrays of the model's backend."""
-    return weighted_loss(model.backend, model.config, nest(params) | constants, ids, weights)
-
-
-def _parameters_and_constants(model: LanguageModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    params = {name: model.backend.asarray(array) for name, array in parameters_of(model).items()}
-    return params, constants(model.params)
-
-
-def _loss_and_logits(model: LanguageModel, token_ids: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """The loss as training computes it, of weights [B, T], and the logits of the same parameters."""
-    ops, (params, fixed) = model.backend, _parameters_and_constants(model)
-    ids, start = ops.asarray(token_ids), ops.asarray(np.zeros(len(token_ids), np.int64))
-
-    def logits(params: Any, constants: Any, ids: Any, start: Any) -> Any:
-        return forward(ops, model.config, nest(params) | constants, ids[:, :-1], start)[0]
-
-    found = ops.compile(partial(_loss, model))(params, fixed, ids, ops.asarray(weights))
-    return float(ops.to_numpy(found)), ops.to_numpy(ops.compile(logits)(params, fixed, ids, start))
-
-
-def parameter_gradients(model: LanguageModel, token_ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The gradient of the mean next-token loss of token_ids [B, T + 1] for every parameter, by the model's backend."""
-    ops, (params, fixed) = model.backend, _parameters_and_constants(model)
-    run = ops.compile(ops.value_and_grad(partial(_loss, model)))
-    _, found = run(params, fixed, ops.asarray(token_ids), ops.asarray(next_token_weights(token_ids)))
-    return {name: ops.to_numpy(array) for name, array in found.items()}
 
 
 class Alone:
