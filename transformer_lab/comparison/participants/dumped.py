@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from transformer_lab.checkpoints.number_formats import FLOATS
+from transformer_lab.checkpoints.number_formats import FLOATS, NAMES
 from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.checkpoints.regular_file import open_regular
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_header, read_into
@@ -30,12 +30,12 @@ TOKEN_IDS = "token_ids"
 KINDS = (".npz", ".safetensors")
 # The bound that applies to what is stored so: float16 has three bits more than bfloat16, and no bound of its own.
 PRECISION_OF = {"float64": "float64", "float32": "float32", "float16": "bfloat16", "bfloat16": "bfloat16"}
-_WHOLE_NUMBERS = {"I64": "<i8", "U64": "<u8", "I32": "<i4", "U32": "<u4", "I16": "<i2", "U16": "<u2"} | {
-    "I8": "<i1",
-    "U8": "<u1",
-    "BOOL": "?",
+# What safetensors calls the formats of whole numbers, by NumPy's names.
+WHOLE = {"int64": "I64", "uint64": "U64", "int32": "I32", "uint32": "U32", "int16": "I16", "uint16": "U16"} | {
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
-WHOLE = ("int64", "uint64", "int32", "uint32", "int16", "uint16", "int8", "uint8", "bool")  # in an .npz
 _NUMPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -112,7 +112,7 @@ def write_dump(path: str | PathLike[str], token_ids: Any, taps: Mapping[str, Any
 
 
 class _Entry(NamedTuple):
-    """One array of a file, not read yet. `format` is NumPy's name of its dtype, or what safetensors calls it."""
+    """One array of a file, not read yet. `format` is NumPy's name of its dtype, or what safetensors alone has."""
 
     path: Path
     name: str
@@ -143,7 +143,7 @@ def _run(path: Path) -> tuple[tuple[int, ...], list[_Entry]]:
     if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size:
         _refuse(path, f"its {TOKEN_IDS} are {ids.dtype} {list(ids.shape)}; one row of whole numbers is expected")
     for entry in entries.values():
-        if entry.format not in PRECISION_OF and entry.format not in _WHOLE_NUMBERS and entry.format not in WHOLE:
+        if entry.format not in PRECISION_OF and entry.format not in WHOLE:
             _refuse(path, f"{quoted(entry.name)} in it has the format {entry.format}")
     try:
         return tuple(int(token_id) for token_id in ids), [entry for _, entry in in_order(entries, "it")]
@@ -155,7 +155,7 @@ def _run(path: Path) -> tuple[tuple[int, ...], list[_Entry]]:
 def _entries(path: Path) -> dict[str, _Entry]:
     """Every array of a file by its name, from the headers alone."""
     if path.suffix == ".safetensors":
-        names = {stored: np.dtype(dtype).name for stored, dtype in FLOATS.items()} | {"BF16": "bfloat16"}
+        names = {stored: name for name, stored in (NAMES | WHOLE).items()}
         tensors = read_header(path).tensors
         return {n: _Entry(path, n, names.get(t.format, t.format), t.shape, t) for n, t in tensors.items()}
     entries = {}
@@ -186,11 +186,12 @@ def _read(entry: _Entry) -> np.ndarray:
             array = np.empty(tensor.shape, np.float64 if tensor.format == "F64" else np.float32)
             read_into(tensor, array)
             return array
-        if tensor.format not in _WHOLE_NUMBERS:
+        if entry.format not in WHOLE:
             _refuse(entry.path, f"{quoted(entry.name)} in it has the format {tensor.format}")
         with open_regular(entry.path) as handle:
             handle.seek(tensor.start)
-            return np.frombuffer(handle.read(tensor.size), _WHOLE_NUMBERS[tensor.format]).reshape(tensor.shape)
+            stored = np.dtype(entry.format).newbyteorder("<")
+            return np.frombuffer(handle.read(tensor.size), stored).reshape(tensor.shape)
 
 
 @contextmanager
