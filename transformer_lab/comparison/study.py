@@ -3,7 +3,6 @@
 Models are loaded one at a time and forgotten again; what they showed and is needed later waits on disk.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,6 +26,7 @@ from transformer_lab.comparison.participants.participant import Participant
 from transformer_lab.comparison.reporting.report import Part, Report, report_of
 from transformer_lab.errors import ConfigurationError, LabError
 from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
+from transformer_lab.left_over import temporary_folder
 
 Progress = Callable[[str, int, int], None]
 LONGEST_GRADIENT = 32  # tokens: a backward pass keeps every score of every layer
@@ -160,10 +160,10 @@ def compare(
         part.sweeps = list(sweep(sweeps, model, own.name, load, truth, ids[0], plain))
         return part
 
-    with tempfile.TemporaryDirectory(prefix="transformer-lab-") as folder:
-        bits = Exactness(Path(folder) / "exact")
+    with temporary_folder() as folder:
+        bits = Exactness(folder / "exact")
         for backend, wanted in ours:
-            parts.append(own_part(backend, wanted, Path(folder) / str(len(parts)), bits))
+            parts.append(own_part(backend, wanted, folder / str(len(parts)), bits))
         for participant in participants:
             if progress:
                 progress(participant.name, len(parts), total)
