@@ -142,7 +142,7 @@ def test_what_changes_no_bits_is_not_refused(run, text, tmp_path):
 
 def test_another_machine_or_version_is_said(run, text, monkeypatch):
     assert run(*words(text, "numpy", 3, "hydra.run.dir=run")).code == 0
-    assert "Warning" not in run(*words(text, "numpy", 4, "job.resume=run", "schedule=constant")).err
+    assert "numbers may differ" not in run(*words(text, "numpy", 3, "job.resume=run")).err
     monkeypatch.setattr("transformer_lab.environment._cores", lambda: 77)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     outcome = run(*words(text, "numpy", 3, "job.resume=run"))
@@ -198,7 +198,7 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(run, text, tmp_path):
         (found.path / checkpoint.STATE).unlink()
     outcome = run(*words(text, "numpy", 8, "job.resume=whole"))
     assert outcome.code == 3
-    assert "whole has no checkpoint to go on from that is whole" in outcome.err
+    assert "whole has no checkpoint that this run can go on from." in outcome.err and "is damaged." in outcome.err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")

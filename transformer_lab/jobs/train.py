@@ -229,6 +229,7 @@ def _surroundings(ops: Any, validation: Any) -> dict[str, Any]:
             ops.name: ops.version,
             "processor": facts["processor"],
             "threads": facts["threads"],
+            "variables": facts["variables"],
             **_named("the version of", ops.ops),
         }
     )

@@ -126,14 +126,14 @@ class TrainingRun:
             if said:
                 said.append(f"Going on from {found.path}, which is older.")
             return said + self._changes(facts.get("surroundings", {}))
-        message = f"{self.folder} has no checkpoint to go on from that is whole. {said[0] if said else ''}"
-        raise InputFileError(message.rstrip())
+        message = f"{self.folder} has no checkpoint that this run can go on from. {' '.join(said[:1])}"
+        raise InputFileError(message)
 
-    def reports(self, keep: Callable[[], object]) -> Iterator[Report]:
+    def reports(self, sync: Callable[[], object]) -> Iterator[Report]:
         """Trains to the last step of the plan. Ctrl-C ends it after the step under way, with a checkpoint.
 
-        keep: called before each checkpoint; then whatever is made of the reports so far is to be on the disk, for a run
-        that goes on begins behind the checkpoint, and does not report again.
+        sync: called before each checkpoint, to bring to the disk what was made of the reports so far: a run that goes
+        on begins behind the checkpoint, and does not report these steps again.
 
         Raises UnavailableError if the loss or the gradients stop being finite, KeyboardInterrupt after Ctrl-C.
         """
@@ -164,7 +164,7 @@ class TrainingRun:
                 tokens = plan.accumulate * plan.batch_size * length
                 yield Report(step, loss, norm, self.learning_rate(step), tokens, tokens / seconds, evaluation, sample)
                 if last or improved or _due(step, plan.checkpoint_every) or interrupted():
-                    keep()
+                    sync()
                     self._save()
                 if interrupted():
                     raise KeyboardInterrupt
