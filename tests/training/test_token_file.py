@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
+from transformer_lab.left_over import locked, temporary_name
 from transformer_lab.tokenizers import ByteBPE, TokenizerDefinition, load_tokenizer, train_tokenizer
 from transformer_lab.training import held_out, token_file, tokenising
 from transformer_lab.training.data import TextData
@@ -307,7 +308,7 @@ def test_an_interrupted_run_leaves_nothing(story_file, tokenizer, cache):
     class Interrupting(Reading):
         def __call__(self, what: str, done: int, total: int) -> None:
             if what == "tokenising":
-                assert len(list(cache.glob(".*.tmp/train.tokens"))) == 1
+                assert len(list(cache.glob(".*.transformer-lab/train.tokens"))) == 1
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -317,12 +318,12 @@ def test_an_interrupted_run_leaves_nothing(story_file, tokenizer, cache):
 
 def test_what_a_killed_run_left_is_not_taken_and_is_removed_later(story_file, tokenizer, cache):
     training, _ = TextData(str(story_file)).prepare(tokenizer)
-    left = cache / f".{training.path.parent.name}.0000.tmp"
+    left = temporary_name(training.path.parent)
     shutil.move(training.path.parent, left)
     os.truncate(left / "train.tokens", 10)
-    assert TextData(str(story_file)).prepare(tokenizer)[0].count == training.count
-    assert left.exists()  # it may belong to a run that is still going on
-    os.utime(left, (1, 1))
+    with locked(left):
+        assert TextData(str(story_file)).prepare(tokenizer)[0].count == training.count
+        assert left.exists()  # it belongs to a run that is still going on
     TextData(str(story_file)).prepare(tokenizer, seed=9)
     assert not left.exists()
 

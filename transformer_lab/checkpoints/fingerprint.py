@@ -8,10 +8,10 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
+from transformer_lab.atomic_file import of_content, write_file
 from transformer_lab.checkpoints.regular_file import open_regular
 from transformer_lab.checkpoints.weight_files import require_folder, weight_files
 from transformer_lab.errors import InputFileError
@@ -79,9 +79,4 @@ def _write_cache(name: str, entry: list[Any]) -> None:
         cache = dict(kept[-_MOST_ENTRIES + 1 :]) | {name: entry}
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".weights_sha256.{secrets.token_hex(4)}.tmp"
-        try:
-            temporary.write_text(json.dumps(cache, indent=0), encoding="utf-8")
-            os.replace(temporary, folder / "weights_sha256.json")
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(folder / "weights_sha256.json", of_content(json.dumps(cache, indent=0)))

@@ -3,12 +3,10 @@
 Models are loaded one at a time and forgotten again; what they showed and is needed later waits on disk.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from transformer_lab.comparison.participants.participant import Participant
 from transformer_lab.comparison.reporting.report import Part, Report, report_of
 from transformer_lab.errors import ConfigurationError, LabError
 from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
+from transformer_lab.left_over import temporary_folder
 
 Progress = Callable[[str, int, int], None]
 LONGEST_GRADIENT = 32  # tokens: a backward pass keeps every score of every layer
@@ -111,8 +110,6 @@ def compare(
         except ConfigurationError as error:  # a function without a gradient, in somebody's own network
             without_gradient.append(f"Not judged: the gradients: {error}")
     judge = check_judge(true_model, ids[0], true_gradients)
-    scratch = tempfile.TemporaryDirectory(prefix="transformer-lab-")
-    bits = Exactness(Path(scratch.name) / "exact")
 
     def examined(own: OwnModel, look_on: Callable[[int, str, np.ndarray], None]) -> Examination:
         """Who shows the bits of the first one in exact mode is judged with it."""
@@ -148,7 +145,7 @@ def compare(
         """All about one of our models, which is forgotten with this call."""
         load = partial(load_model, source, backend, **{"precision": wanted, "ops": ops, **chosen})
         model = load()
-        own, plain = OwnModel(model), Spool(Path(scratch.name) / str(len(parts)))
+        own, plain = OwnModel(model), Spool(scratch / str(len(parts)))
         own.name = _unused(own.name, parts)
         say(own.name)
         exactly, asked = own.precision == "exact", wanted == precision
@@ -174,7 +171,8 @@ def compare(
         part.sweeps = list(sweep(sweeps, model, own.name, again, truth, ids[0], plain))
         return part
 
-    with scratch:
+    with temporary_folder() as scratch:
+        bits = Exactness(scratch / "exact")
         for backend, wanted in ours:
             parts.append(own_part(backend, wanted))
         for participant in participants:

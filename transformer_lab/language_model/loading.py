@@ -92,7 +92,17 @@ def load_model(
 
 
 def assemble(
-    config: ModelConfig, arrays: Mapping[str, np.ndarray], backend: Any, tokenizer: Tokenizer | None = None
+    config: ModelConfig,
+    arrays: Mapping[str, np.ndarray],
+    backend: Any,
+    tokenizer: Tokenizer | None = None,
+    original: checkpoints.Original | None = None,
 ) -> LanguageModel:
-    """A model of weights that are at hand: dotted name -> NumPy array, kernels [in, out], as `shapes(config)` says."""
-    return LanguageModel(backend, config, placed(config, backend, arrays), tokenizer, Contiguous())
+    """A model of weights that are at hand: dotted name -> NumPy array, kernels [in, out], as `shapes(config)` says.
+
+    original: what the folder that it comes from says beside the weights.
+    """
+    model = LanguageModel(backend, config, placed(config, backend, arrays), tokenizer, Contiguous())
+    if original is not None:
+        model.original, model.end_of_text_ids = original, original.end_of_text_ids
+    return model

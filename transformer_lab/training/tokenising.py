@@ -1,22 +1,19 @@
 """Makes the token files of a corpus, once: they lie in the cache folder, named by what decides their content.
 
-That is the text, the tokenizer, and how documents are held out. Files are written into a folder with another name,
-which is renamed when all are whole; what an interrupted run leaves is never taken for whole.
-Knows nothing of training windows.
+That is the text, the tokenizer, and how documents are held out. The folder of them appears when all are whole
+(`atomic_folder.py`). Knows nothing of training windows.
 """
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
-import tempfile
-import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from transformer_lab.atomic_file import make_folder
+from transformer_lab.atomic_folder import new_folder, remove_folder
 from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
+from transformer_lab.left_over import temporary_folder
 from transformer_lab.paths import cache_folder
 from transformer_lab.tokenizers import Tokenizer
 from transformer_lab.training.corpus import ContentCounter, Contents, Corpus, Progress
@@ -25,15 +22,14 @@ from transformer_lab.training.held_out import cut_in_two, held_out
 from transformer_lab.training.token_file import TokenFile, TokenFileWriter
 
 _FORMAT = 1  # a change of what the same text and tokenizer give needs another number
-_DAY = 86_400
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """A digest of all that decides the ids: the files that the tokenizer saves hold it, for every kind of tokenizer."""
     digest = hashlib.sha256(type(tokenizer).__qualname__.encode())
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         tokenizer.save(folder)
-        for file in sorted(Path(folder).iterdir()):
+        for file in sorted(folder.iterdir()):
             digest.update(f"\n{file.name} {file.stat().st_size}\n".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -70,6 +66,8 @@ def token_files(
     try:
         _make(folder, names, corpus, contents, tokenizer, settings, progress)
     except OSError as error:
+        with suppress(InputFileError):  # another run has made the same in the meantime
+            return _open(folder, names, corpus)
         message = f"The token files of {corpus.name} cannot be written: {error.strerror or error}."
         raise UnavailableError(message) from error
     return _open(folder, names, corpus)
@@ -88,37 +86,21 @@ def _make(
     settings: dict[str, object],
     progress: Progress | None,
 ) -> None:
-    _remove_left_over(folder.parent)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir(parents=True)
-    writers: list[TokenFileWriter] = []
-    try:
-        assert tokenizer.end_of_text_id is not None
+    assert tokenizer.end_of_text_id is not None
+    make_folder(folder.parent)
+    with new_folder(folder) as place, ExitStack() as opened:
+        writers: list[TokenFileWriter] = []
         for name in names:
-            path = temporary / f"{name}.tokens"
+            path = place / f"{name}.tokens"
             writers.append(TokenFileWriter(path, tokenizer.vocab_size, tokenizer.end_of_text_id))
+            opened.callback(writers[-1].abandon)
         _write(writers, corpus, contents, tokenizer, settings, progress)
         for writer in writers:
             writer.close(**settings)
-        _rename(temporary, folder, names, corpus)
-    finally:
-        for writer in writers:
-            writer.abandon()
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _rename(temporary: Path, folder: Path, names: list[str], corpus: Corpus) -> None:
-    try:
-        _open(folder, names, corpus)
-    except InputFileError:  # it is not there, or damaged
-        shutil.rmtree(folder, ignore_errors=True)
         try:
-            os.replace(temporary, folder)
-        except OSError:
-            with suppress(InputFileError):
-                _open(folder, names, corpus)
-                return  # another run has made the same at this moment
-            raise
+            _open(folder, names, corpus)
+        except InputFileError:  # it is not there, or damaged
+            remove_folder(folder)
 
 
 def _write(
@@ -160,11 +142,3 @@ def _write(
             "Give data.validation, or more text."
         )
         raise InputFileError(message)
-
-
-def _remove_left_over(folder: Path) -> None:
-    """What runs that were ended by force have left here a day ago or longer."""
-    with suppress(OSError):
-        for path in folder.glob(".*.tmp"):
-            if time.time() - path.stat().st_mtime > _DAY:
-                shutil.rmtree(path, ignore_errors=True)

@@ -6,18 +6,17 @@ the size of the file before memory is taken for it, and no pickle is read.
 """
 
 import math
-import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
+from transformer_lab.atomic_file import write_file
 from transformer_lab.checkpoints.number_formats import FLOATS, NAMES
 from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.checkpoints.regular_file import open_regular
@@ -94,21 +93,20 @@ def write_dump(path: str | PathLike[str], token_ids: Any, taps: Mapping[str, Any
     ids = np.asarray(token_ids, np.int64)
     arrays = {name: numbers(array, name, str(path)) for name, array in taps.items()}
     arrays = {TOKEN_IDS: ids} | {name: np.ascontiguousarray(array) for name, array in in_order(arrays, str(path))}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as handle:
-            if path.suffix == ".npz":
-                np.savez(handle, **arrays)  # type: ignore[arg-type]
-            else:
-                from safetensors.numpy import save
 
-                handle.write(save(arrays))
-        os.replace(temporary, path)
+    def write(file: BinaryIO) -> None:
+        if path.suffix == ".npz":
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        else:
+            from safetensors.numpy import save
+
+            file.write(save(arrays))
+
+    try:
+        write_file(path, write)
     except OSError as error:
         message = f"{path} cannot be written: {error.strerror or error}."
         raise UnavailableError(message) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Entry(NamedTuple):
