@@ -170,11 +170,11 @@ def test_a_disk_that_refuses(undisturbed, tmp_path, kind, every):
 
 def test_a_real_kill_leaves_what_was_kept(undisturbed, tmp_path):
     """The states of the tests above are those that the system leaves."""
+    kept = [without_chance(state.content) for state in undisturbed.states if state.kind == "killed"]
     for number in without_the_like(undisturbed.calls)[5::41]:
         root = make_root(tmp_path / str(number))
         assert forked(disturbed, root, Fault("killed", number), trained, undisturbed.settings) == -signal.SIGKILL
-        left = without_chance(tree(root))
-        assert left in [without_chance(state.content) for state in undisturbed.states if state.kind == "killed"]
+        assert without_chance(tree(root)) in kept
         assert finishes(undisturbed, root) == []
 
 
@@ -188,12 +188,12 @@ def without_chance(content):
 
 
 @pytest.mark.full
-def test_killed_again_and_again(undisturbed, tmp_path):
+def test_disturbed_again_and_again(undisturbed, tmp_path):
     draw = np.random.default_rng(0)
-    several = [tuple(int(n) for n in draw.integers(0, len(undisturbed.calls) // 2, 4)) for _ in range(60)]
-
-    def check(numbers):
-        faults = [Fault(str(draw.choice(["killed", "full", "failing"])), number) for number in numbers]
-        return finishes(undisturbed, make_root(tmp_path / "-".join(map(str, numbers))), *faults)
-
-    assert wrong_of(check, several) == {}
+    last = len(undisturbed.calls) // 2  # a run that goes on has fewer
+    several = [
+        [Fault(str(draw.choice(["killed", "full", "failing"])), int(draw.integers(last))) for _ in range(4)]
+        for _ in range(60)
+    ]
+    wrong = wrong_of(lambda n: finishes(undisturbed, make_root(tmp_path / str(n)), *several[n]), range(60))
+    assert {str(several[number]): wrong[number] for number in wrong} == {}

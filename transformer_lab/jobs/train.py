@@ -1,7 +1,8 @@
 """`job=train`: trains a model from random weights or from a checkpoint, and leaves RUN/model for `model.source=`.
 
 RUN is the folder of the run: metrics.jsonl (a line for each step), loss.svg, checkpoints/ and model/. What happens
-between two lines is in `training`; here stand the choices that a run is made of, and what is shown of it.
+between two lines is in `training`; here stand the choices that a run is made of, what is shown of it, and its end. The
+end follows from the last checkpoint: a run that was killed before its end was whole comes to it when it goes on.
 """
 
 import json
@@ -119,27 +120,7 @@ class Train(Plan):
             for sentence in said:
                 print(f"Warning: {printable(sentence)}", file=sys.stderr)
             tracker.start(folder, settings.as_dict())
-            reports: list[Report] = []
-            status = "failed"
-            try:
-                with metrics_file.MetricsFile(folder) as metrics, _shown(run, self.steps) as show:
-                    metrics.resume(run.done)
-                    _warn_of_another_schedule(folder, run)
-                    for report in run.reports(metrics.sync):
-                        values = _values(report)
-                        metrics.write(report.step, **values)
-                        tracker.log(report.step, {k: v for k, v in values.items() if isinstance(v, (int, float))})
-                        show(report)
-                        reports.append(report)
-                        if report.evaluation is not None:
-                            _draw_losses(folder)
-                status = "ok"
-            except KeyboardInterrupt:
-                status = "interrupted"
-                print(f"Stopped. Go on with the same words and job.resume={printable(str(folder))}", file=sys.stderr)
-                raise
-            finally:
-                tracker.finish(status)
+            reports = self._steps(folder, run, tracker)
         if not reports:
             words = f"{folder} has already done {run.done:,} steps. Ask for more with job.steps."
             print(printable(words), file=sys.stderr)
@@ -152,6 +133,31 @@ class Train(Plan):
         )
         print(f"The model is in {printable(str(folder / MODEL))}", file=sys.stderr)
         return Result(output=self._output(folder, run, reports), model=model)
+
+    def _steps(self, folder: Path, run: TrainingRun, tracker: Guarded) -> list[Report]:
+        """Trains, and keeps and shows what is reported of each step."""
+        reports: list[Report] = []
+        status = "failed"
+        try:
+            with metrics_file.MetricsFile(folder) as metrics, _shown(run, self.steps) as show:
+                metrics.resume(run.done)
+                _warn_of_another_schedule(folder, run)
+                for report in run.reports(metrics.sync):
+                    values = _values(report)
+                    metrics.write(report.step, **values)
+                    tracker.log(report.step, {k: v for k, v in values.items() if isinstance(v, (int, float))})
+                    show(report)
+                    reports.append(report)
+                    if report.evaluation is not None:
+                        _draw_losses(folder)
+            status = "ok"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            print(f"Stopped. Go on with the same words and job.resume={printable(str(folder))}", file=sys.stderr)
+            raise
+        finally:
+            tracker.finish(status)
+        return reports
 
     def _plan(self) -> Plan:
         return Plan(**{field.name: getattr(self, field.name) for field in fields(Plan)})
