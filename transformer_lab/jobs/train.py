@@ -4,6 +4,7 @@ RUN is the folder of the run: metrics.jsonl (a line for each step), loss.svg, ch
 between two lines is in `training`; here stand the choices that a run is made of, and what is shown of it.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,8 @@ from transformer_lab.memory import enough_memory, require_bytes
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.init import initialise
 from transformer_lab.model.parameters import count, flatten, nest
-from transformer_lab.sources import config_folder, model_folder
+from transformer_lab.paths import expanded
+from transformer_lab.sources import ModelFiles, config_folder, model_files
 from transformer_lab.tokenizers import load_tokenizer_folder
 from transformer_lab.training import checkpoint, metrics_file
 from transformer_lab.training.loop import Plan, Report, TrainingRun
@@ -132,8 +134,8 @@ class Train(Plan):
     def _folder(self, settings: Settings) -> Path:
         """Where this run writes: that of the run to go on with, or its own."""
         if self.resume is not None:
-            folder = Path(self.resume).expanduser()
-            if not checkpoint.found(folder):
+            folder = expanded(self.resume)
+            if not os.path.isdir(folder) or not checkpoint.found(folder):
                 message = f"{folder} has no checkpoints to go on from. Expected the folder of a run of job=train."
                 raise InputFileError(message)
             return folder
@@ -178,15 +180,16 @@ def _start(settings: Settings, ops: Any) -> Start:
     if source is None:
         tokenizer = chosen_tokenizer(tokenizer_source or DEFAULT_TOKENIZER, kind)
         config = _new_config(chosen, tokenizer, settings)
-        folder = None
+        folder = adapter = None
     else:
         random = chosen["weights"] == "random"
-        folder = config_folder(source, chosen["revision"]) if random else model_folder(source, chosen["revision"])
+        revision = chosen["revision"]
+        folder, adapter = ModelFiles(config_folder(source, revision), None) if random else model_files(source, revision)
         config = with_feed_forward(checkpoints.read_config(folder), feed_forward_changes(settings))
         if tokenizer_source is not None:
             tokenizer = chosen_tokenizer(tokenizer_source, kind, config.vocab_size)
         else:
-            found = load_tokenizer_folder(folder, kind)
+            found = (load_tokenizer_folder(adapter, kind) if adapter else None) or load_tokenizer_folder(folder, kind)
             tokenizer = found or chosen_tokenizer(str(source), kind, config.vocab_size)
         folder = None if random else folder
     checkpoints.to_hf(config)  # refused now, not after hours: a model that no family can store
@@ -195,7 +198,7 @@ def _start(settings: Settings, ops: Any) -> Start:
         arrays = {name: array.astype(dtype) for name, array in initialise(config, settings.seed)}
     else:
         copied: Callable[[str, Any], Any] = lambda name, array: np.array(array, order="C")  # noqa: E731
-        arrays = dict(flatten(checkpoints.load_parameters(folder, config, copied, dtype)))
+        arrays = dict(flatten(checkpoints.load_parameters(folder, config, copied, dtype, adapter=adapter)))
     return config, tokenizer, arrays
 
 

@@ -28,12 +28,14 @@ from transformer_lab.tokenizers import TOKENIZER_FILES, Tokenizer
 class LanguageModel:
     """What `load_model` returns. `config`, `tokenizer` (or None) and `backend` are there to be read.
 
-    source: what load_model was given; folder: where the weights lie, or None; load_seconds: how long loading took.
+    source: what load_model was given; folder: where the weights lie, or None; adapter: the folder of a LoRA adapter
+    that was added to them, or None; load_seconds: how long loading took.
     end_of_text_ids: every id that ends a generation; config.json may list several.
     """
 
     source = ""
     folder: Path | None = None
+    adapter: Path | None = None
     load_seconds = 0.0
 
     def __init__(self, backend: Any, config: ModelConfig, params: Any, tokenizer: Tokenizer | None, cache: Any) -> None:
@@ -54,7 +56,7 @@ class LanguageModel:
 
     def weights_sha256(self) -> str | None:
         """sha256 over the weight files, or None for random weights."""
-        return checkpoints.weights_sha256(self.folder) if self.folder else None
+        return checkpoints.weights_sha256(self.folder, self.adapter) if self.folder else None
 
     # --- numbers ----------------------------------------------------------------------------------------------------
 

@@ -15,12 +15,11 @@ from typing import Any
 
 import tokenizers
 
-from transformer_lab.errors import ConfigurationError, InputFileError, printable
+from transformer_lab.errors import ConfigurationError, InputFileError, printable, shown
 from transformer_lab.tokenizers.byte_alphabet import from_stand_ins
 from transformer_lab.tokenizers.byte_bpe import checked_token_ids
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
 from transformer_lab.tokenizers.pre_tokenization import replace_lone_surrogates
-from transformer_lab.tokenizers.shown import shown
 from transformer_lab.tokenizers.stream_decoder import RedecodingStreamDecoder, StreamDecoder
 from transformer_lab.tokenizers.tokenizer_files import read_json_object, write_files
 from transformer_lab.tokenizers.tokenizer_json import (
