@@ -68,7 +68,7 @@ class Train(Plan):
         data = settings.build("data")
         with progress_bar() as progress:
             config, tokenizer, arrays = _start(settings, ops)
-            text, validation = data.prepare(tokenizer, settings.seed, progress)
+            text, validation = data.prepare(tokenizer, settings.seed, progress, config.end_of_text_id)
         length = config.context_length if self.context is None else self.context
         if not 1 <= length <= config.context_length:
             message = f"job.context is {length}; this model's context holds 1 to {config.context_length} tokens."
