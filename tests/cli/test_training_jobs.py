@@ -81,6 +81,25 @@ def test_train_then_use_the_model(run, text, tmp_path, backend):
     assert "bits per byte" in evaluated.out
 
 
+def test_a_model_that_ends_its_texts_otherwise(run, text, tmp_path):
+    """config.json names the end token, here Llama 3's: training and evaluating take it, without an <|endoftext|>."""
+    tokenizer = lab.train_tokenizer(TEXT, 300, ("<|begin_of_text|>", "<|end_of_text|>"))
+    tokenizer.save(tmp_path / "base")
+    shape = {"model_type": "llama", "vocab_size": tokenizer.vocab_size, "hidden_size": 16, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 16}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(shape | {"bos_token_id": 0, "eos_token_id": 1}))
+    start = ["job=train", f"data.path={text}", "model.source=base", "model.weights=random"]
+    trained = run(*start, *SHORT, "job.steps=2", "hydra.run.dir=run")
+    assert trained.code == 0, trained.err
+    assert lab.load_model(tmp_path / "run" / "model").end_of_text_ids == (1,)
+    evaluated = run("job=evaluate", f"data.path={text}", "model.source=run/model", "hydra.run.dir=evaluated")
+    assert evaluated.code == 0, evaluated.err
+    ends = {
+        path.stem: json.loads(path.read_text()).get("end_of_text_id") for path in (tmp_path / "cache").rglob("*.json")
+    }
+    assert ends.items() >= {"train": 1, "validation": 1, "all": 1}.items()
+
+
 @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
 def test_going_on_gives_the_same_bits(run, text, tmp_path, backend):
     more = ("job.average_decay=0.9", "job.accumulate=2")

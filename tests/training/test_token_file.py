@@ -366,6 +366,24 @@ def test_two_runs_at_once_agree(story_file, tokenizer, cache):
 # What is wrong with the settings
 
 
+LLAMA_3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
+
+
+def test_the_models_own_end_token_separates(story_file, tokenizer, cache):
+    """Llama 3 ends its texts with <|end_of_text|> and has no <|endoftext|>; the line in text files stays the same."""
+    like_llama = train_tokenizer("\n".join(STORIES), 400, LLAMA_3)
+    tokens = TextData(str(story_file)).whole(like_llama, end_of_text_id=1)
+    assert tokens.end_of_text_id == 1 and texts(tokens, like_llama) == STORIES
+    assert like_llama.decode(tokens.read(0, 1)) == "<|end_of_text|>"
+    both = train_tokenizer("\n".join(STORIES), 400, ("<|endoftext|>", "<|end_of_text|>"))
+    files = {end: TextData(str(story_file)).whole(both, end_of_text_id=end) for end in (None, 0, 1, 300)}
+    assert {end: file.end_of_text_id for end, file in files.items()} == {None: 0, 0: 0, 1: 1, 300: 0}
+    assert files[None].path == files[0].path == files[300].path != files[1].path
+    for end in (None, 300):
+        with pytest.raises(ConfigurationError, match=r"no <\|endoftext\|> token.*eos_token_id"):
+            TextData(str(story_file)).prepare(like_llama, end_of_text_id=end)
+
+
 def test_wrong_settings_are_said_in_words(tmp_path, story_file, tokenizer):
     for share in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(ConfigurationError, match=r"data\.validation_share is .*; it must be"):

@@ -17,6 +17,7 @@ from transformer_lab.checkpoints.json_file import read_object
 from transformer_lab.checkpoints.regular_file import is_there
 from transformer_lab.errors import ConfigurationError, InputFileError
 from transformer_lab.model.config import ModelConfig
+from transformer_lab.paths import expanded
 
 GENERATION_CONFIG = "generation_config.json"
 # Of generation_config.json, those that are offered here, under the same names.
@@ -49,7 +50,7 @@ class Original:
 
 def read_original(folder: str | Path) -> Original:
     """Raises InputFileError for a damaged file, and for end tokens that are no ids."""
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     family, fields = read_family(folder)
     path = folder / GENERATION_CONFIG
     if not is_there(path):

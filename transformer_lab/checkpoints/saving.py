@@ -20,12 +20,12 @@ from transformer_lab.checkpoints.config_file import CONFIG, family_for
 from transformer_lab.checkpoints.families import Stored
 from transformer_lab.checkpoints.number_formats import BITS, NAMES
 from transformer_lab.checkpoints.original import GENERATION_CONFIG, Original, completed
-from transformer_lab.checkpoints.quoted import listed
 from transformer_lab.checkpoints.safetensors_file import write
 from transformer_lab.checkpoints.weight_files import INDEX, SINGLE
-from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
+from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError, listed
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, shapes
+from transformer_lab.paths import expanded
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _Part = tuple[str, tuple[int, ...], Callable[[], Any]]
@@ -49,7 +49,7 @@ def save_folder(
     Raises ConfigurationError for a model that no family can hold or parameters that do not fit, UnavailableError if the
     disk does not take it, InputFileError if `folder` cannot be one.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if dtype not in NAMES:
         message = f"dtype is {dtype!r}; choose one of {', '.join(NAMES)}."
         raise ConfigurationError(message)

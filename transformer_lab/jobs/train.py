@@ -7,6 +7,7 @@ end follows from the last checkpoint: a run that was killed before its end was w
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +33,8 @@ from transformer_lab.memory import enough_memory, require_bytes
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.init import initialise
 from transformer_lab.model.parameters import count, flatten, nest
-from transformer_lab.sources import config_folder, model_folder
+from transformer_lab.paths import expanded
+from transformer_lab.sources import ModelFiles, config_folder, model_files
 from transformer_lab.tokenizers import load_tokenizer_folder
 from transformer_lab.training import checkpoint, metrics_file
 from transformer_lab.training.loop import Plan, Report, TrainingRun
@@ -78,7 +80,7 @@ class Train(Plan):
         data = settings.build("data")
         with progress_bar() as progress:
             config, tokenizer, arrays, original = _start(settings, ops)
-            text, validation = data.prepare(tokenizer, settings.seed, progress)
+            text, validation = data.prepare(tokenizer, settings.seed, progress, config.end_of_text_id)
         length = config.context_length if self.context is None else self.context
         if not 1 <= length <= config.context_length:
             message = f"job.context is {length}; this model's context holds 1 to {config.context_length} tokens."
@@ -165,8 +167,8 @@ class Train(Plan):
     def _folder(self, settings: Settings) -> Path:
         """Where this run writes: that of the run to go on with, or its own."""
         if self.resume is not None:
-            folder = Path(self.resume).expanduser()
-            if not checkpoint.found(folder):
+            folder = expanded(self.resume)
+            if not os.path.isdir(folder) or not checkpoint.found(folder):
                 message = f"{folder} has no checkpoints to go on from. Expected the folder of a run of job=train."
                 raise InputFileError(message)
             return folder
@@ -274,16 +276,17 @@ def _start(settings: Settings, ops: Any) -> Start:
     if source is None:
         tokenizer = chosen_tokenizer(tokenizer_source or DEFAULT_TOKENIZER, kind)
         config = _new_config(chosen, tokenizer, settings)
-        folder = None
+        folder = adapter = None
     else:
         random = chosen["weights"] == "random"
-        folder = config_folder(source, chosen["revision"]) if random else model_folder(source, chosen["revision"])
+        revision = chosen["revision"]
+        folder, adapter = ModelFiles(config_folder(source, revision), None) if random else model_files(source, revision)
         config = with_feed_forward(checkpoints.read_config(folder), feed_forward_changes(settings))
         original = checkpoints.read_original(folder)
         if tokenizer_source is not None:
             tokenizer = chosen_tokenizer(tokenizer_source, kind, config.vocab_size)
         else:
-            found = load_tokenizer_folder(folder, kind)
+            found = (load_tokenizer_folder(adapter, kind) if adapter else None) or load_tokenizer_folder(folder, kind)
             tokenizer = found or chosen_tokenizer(str(source), kind, config.vocab_size)
         folder = None if random else folder
     checkpoints.to_hf(config)  # refused now, not after hours: a model that no family can store
@@ -292,7 +295,7 @@ def _start(settings: Settings, ops: Any) -> Start:
         arrays = {name: array.astype(dtype) for name, array in initialise(config, settings.seed)}
     else:
         copied: Callable[[str, Any], Any] = lambda name, array: np.array(array, order="C")  # noqa: E731
-        arrays = dict(flatten(checkpoints.load_parameters(folder, config, copied, dtype)))
+        arrays = dict(flatten(checkpoints.load_parameters(folder, config, copied, dtype, adapter=adapter)))
     return config, tokenizer, arrays, original
 
 

@@ -7,11 +7,10 @@ Read from vocab.json + merges.txt or from tokenizer.json (`tokenizer_json.py`), 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from transformer_lab.errors import ConfigurationError
+from transformer_lab.errors import ConfigurationError, shown
 from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.byte_alphabet import CHARACTER_OF_BYTE, from_stand_ins, is_stand_in_text
 from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT
-from transformer_lab.tokenizers.shown import shown
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from typing import Any
 
-from transformer_lab.errors import InputFileError
-from transformer_lab.tokenizers.shown import shown
+from transformer_lab.errors import InputFileError, shown
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 

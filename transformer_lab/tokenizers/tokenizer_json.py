@@ -13,11 +13,10 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from transformer_lab.errors import ConfigurationError, InputFileError
+from transformer_lab.errors import ConfigurationError, InputFileError, shown
 from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
 from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT, is_supported
-from transformer_lab.tokenizers.shown import shown
 from transformer_lab.tokenizers.tokenizer_config import special_texts
 from transformer_lab.tokenizers.tokenizer_files import json_type, optional_json_object, read_json_object, read_text
 

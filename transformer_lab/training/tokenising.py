@@ -1,7 +1,7 @@
 """Makes the token files of a corpus, once: they lie in the cache folder, named by what decides their content.
 
-That is the text, the tokenizer, and how documents are held out. The folder of them appears when all are whole
-(`atomic_folder.py`). Knows nothing of training windows.
+That is the text, the tokenizer, the token between documents, and how documents are held out. The folder of them appears
+when all are whole (`atomic_folder.py`). Knows nothing of training windows.
 """
 
 import hashlib
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from transformer_lab.atomic_file import make_folder
 from transformer_lab.atomic_folder import new_folder, remove_folder
-from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
+from transformer_lab.errors import InputFileError, UnavailableError
 from transformer_lab.left_over import temporary_folder
 from transformer_lab.paths import cache_folder
-from transformer_lab.tokenizers import Tokenizer
+from transformer_lab.tokenizers import END_OF_TEXT, Tokenizer
 from transformer_lab.training.corpus import ContentCounter, Contents, Corpus, Progress
 from transformer_lab.training.documents import Piece
 from transformer_lab.training.held_out import cut_in_two, held_out
@@ -38,14 +38,15 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
 def token_files(
     corpus: Corpus,
     tokenizer: Tokenizer,
+    separator: int,
     held_out_share: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[TokenFile]:
-    """[the token file of the corpus], or with a share [training, validation]; made if they are not there yet."""
-    if tokenizer.end_of_text_id is None:
-        message = "The tokenizer has no <|endoftext|> token, which separates the documents. Take one that has."
-        raise ConfigurationError(message)
+    """[the token file of the corpus], or with a share [training, validation]; made if they are not there yet.
+
+    separator: the id of the token between two documents.
+    """
     contents = corpus.contents(progress)
     settings = {
         "format": _FORMAT,
@@ -54,6 +55,8 @@ def token_files(
         "held_out_share": held_out_share,
         "seed": None if held_out_share is None else seed,
     }
+    if separator != tokenizer.special_tokens.get(END_OF_TEXT):  # the names of others stay what they were
+        settings["separator"] = separator
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     names = ["all"] if held_out_share is None else ["train", "validation"]
     try:
@@ -64,7 +67,7 @@ def token_files(
     with suppress(InputFileError):
         return _open(folder, names, corpus)
     try:
-        _make(folder, names, corpus, contents, tokenizer, settings, progress)
+        _make(folder, names, corpus, contents, tokenizer, separator, settings, progress)
     except OSError as error:
         with suppress(InputFileError):  # another run has made the same in the meantime
             return _open(folder, names, corpus)
@@ -83,16 +86,15 @@ def _make(
     corpus: Corpus,
     contents: Contents,
     tokenizer: Tokenizer,
+    separator: int,
     settings: dict[str, object],
     progress: Progress | None,
 ) -> None:
-    assert tokenizer.end_of_text_id is not None
     make_folder(folder.parent)
     with new_folder(folder) as place, ExitStack() as opened:
         writers: list[TokenFileWriter] = []
         for name in names:
-            path = place / f"{name}.tokens"
-            writers.append(TokenFileWriter(path, tokenizer.vocab_size, tokenizer.end_of_text_id))
+            writers.append(TokenFileWriter(place / f"{name}.tokens", tokenizer.vocab_size, separator))
             opened.callback(writers[-1].abandon)
         _write(writers, corpus, contents, tokenizer, settings, progress)
         for writer in writers:

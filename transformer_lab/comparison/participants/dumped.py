@@ -6,6 +6,7 @@ the size of the file before memory is taken for it, and no pickle is read.
 """
 
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,12 +19,12 @@ import numpy as np
 
 from transformer_lab.atomic_file import write_file
 from transformer_lab.checkpoints.number_formats import FLOATS, NAMES
-from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.checkpoints.regular_file import open_regular
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_header, read_into
 from transformer_lab.comparison.participants.participant import in_order, numbers, require_precision
-from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
+from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError, shown
 from transformer_lab.memory import enough_memory, is_out_of_memory
+from transformer_lab.paths import expanded
 
 TOKEN_IDS = "token_ids"
 KINDS = (".npz", ".safetensors")
@@ -54,7 +55,7 @@ class Dumped:
     config: Any = None
 
     def __init__(self, path: str | PathLike[str], precision: str | None = None, name: str | None = None) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.name = name or self.path.name
         self._runs = dict(_run(file) for file in _files(self.path))
         self.prompts = [list(ids) for ids in self._runs]
@@ -86,7 +87,7 @@ def write_dump(path: str | PathLike[str], token_ids: Any, taps: Mapping[str, Any
     The file is written under another name and renamed. Raises ConfigurationError for another ending or a wrong tap,
     UnavailableError if the disk does not take it.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix not in KINDS:
         message = f"{path} is not the name of a dump; it ends in {' or '.join(KINDS)}."
         raise ConfigurationError(message)
@@ -120,7 +121,7 @@ class _Entry(NamedTuple):
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         if path.suffix not in KINDS:
             _refuse(path, f"it does not end in {' or '.join(KINDS)}")
         return [path]
@@ -142,7 +143,7 @@ def _run(path: Path) -> tuple[tuple[int, ...], list[_Entry]]:
         _refuse(path, f"its {TOKEN_IDS} are {ids.dtype} {list(ids.shape)}; one row of whole numbers is expected")
     for entry in entries.values():
         if entry.format not in PRECISION_OF and entry.format not in WHOLE:
-            _refuse(path, f"{quoted(entry.name)} in it has the format {entry.format}")
+            _refuse(path, f"{shown(entry.name)} in it has the format {entry.format}")
     try:
         return tuple(int(token_id) for token_id in ids), [entry for _, entry in in_order(entries, "it")]
     except ConfigurationError as error:
@@ -161,14 +162,14 @@ def _entries(path: Path) -> dict[str, _Entry]:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name == info.filename:
-                _refuse(path, f"{quoted(name)} in it is not an array of NumPy")
+                _refuse(path, f"{shown(name)} in it is not an array of NumPy")
             with archive.open(info) as handle:
                 read = _NUMPY_HEADERS.get(np.lib.format.read_magic(handle))
                 if read is None:
-                    _refuse(path, f"{quoted(name)} in it is not an array of numbers")
+                    _refuse(path, f"{shown(name)} in it is not an array of numbers")
                 shape, _, dtype = read(handle)
                 if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - handle.tell():
-                    _refuse(path, f"{quoted(name)} in it is {dtype} {list(shape)}, which its bytes are not")
+                    _refuse(path, f"{shown(name)} in it is {dtype} {list(shape)}, which its bytes are not")
             entries[name] = _Entry(path, name, dtype.name, shape, None)
     return entries
 
@@ -185,7 +186,7 @@ def _read(entry: _Entry) -> np.ndarray:
             read_into(tensor, array)
             return array
         if entry.format not in WHOLE:
-            _refuse(entry.path, f"{quoted(entry.name)} in it has the format {tensor.format}")
+            _refuse(entry.path, f"{shown(entry.name)} in it has the format {tensor.format}")
         with open_regular(entry.path) as handle:
             handle.seek(tensor.start)
             stored = np.dtype(entry.format).newbyteorder("<")

@@ -21,7 +21,7 @@ from transformer_lab.comparison.judging.semantics import transformers_fields
 from transformer_lab.comparison.participants.participant import in_order
 from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
 from transformer_lab.memory import enough_memory
-from transformer_lab.sources import model_folder
+from transformer_lab.sources import model_files
 
 try:
     import torch
@@ -99,7 +99,13 @@ class Transformers:
             message = "Transformers takes one of them: a model's folder, or a model that transformers has built."
             raise ConfigurationError(message)
         if model is None:
-            self._folder = model_folder(source)  # type: ignore[arg-type]  # one of them
+            self._folder, adapter = model_files(source)  # type: ignore[arg-type]  # one of them
+            if adapter is not None:
+                message = (
+                    f"transformers cannot take part in a comparison of {source} here. It would read the LoRA adapter "
+                    "with peft, or pass over it: load the model here, save it, and compare the saved folder."
+                )
+                raise ConfigurationError(message)
             require_loadable(self._folder, ours := read_config(self._folder))
             theirs = _reading(self._folder, transformers.AutoConfig.from_pretrained)
             tied, own = ours.tied_head, precision or "float32"
