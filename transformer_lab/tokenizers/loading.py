@@ -10,11 +10,13 @@ from pathlib import Path
 
 from transformer_lab.errors import ConfigurationError, InputFileError
 from transformer_lab.paths import data_folder
+from transformer_lab.tokenizers.bpe import BPE
 from transformer_lab.tokenizers.byte_bpe import ByteBPE
 from transformer_lab.tokenizers.definition import TokenizerDefinition
 from transformer_lab.tokenizers.interface import Tokenizer
 from transformer_lab.tokenizers.shown import shown
-from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json, read_vocab_and_merges
+from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json
+from transformer_lab.tokenizers.vocab_and_merges import read_merges, read_vocab, read_vocab_and_merges
 
 TOKENIZER_KINDS = ("byte_bpe", "huggingface")
 # What a folder is searched for, in this order.
