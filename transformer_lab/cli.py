@@ -27,6 +27,7 @@ One decoder on NumPy, PyTorch and JAX. Without any word: generates text with the
 
   prompt="Once upon a time"     free text; prompt=- reads standard input, prompt_file=PATH a file
   prompt_ids=[1,2,3]            token ids; prompts=["one","two"] several texts in one batch
+  chat="Hello"                  what a user says to a model with a chat template
   max_new_tokens=64 seed=0 stop=TEXT sampling.temperature=0.8
   model.source=FOLDER           a model of your own, in Hugging Face layout
   job=train data.path=FILE model=new            trains one; job=evaluate data.path=FILE tells how good it is

@@ -27,7 +27,7 @@ from transformer_lab.errors import ConfigurationError, UnavailableError
 from transformer_lab.paths import data_folder
 
 # Taken as typed, and never given to Hydra.
-PROMPT_KEYS = ("prompt", "prompt_file", "prompt_ids", "prompts")
+PROMPT_KEYS = ("prompt", "prompt_file", "prompt_ids", "prompts", "chat")
 PATH_KEYS = ("model.source", "tokenizer.source", "data.path", "data.validation", "job.resume", "job.output", "job.dump")
 FREE_TEXT_KEYS = (*PROMPT_KEYS, "stop", *PATH_KEYS)
 

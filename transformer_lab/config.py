@@ -40,6 +40,9 @@ class Settings:
     stop: str | list[str] | None = None
     seed: int = 0
     hash_logits: bool = False
+    chat: str | list[Any] | None = None
+    prompt_special: bool = False
+    prompt_template: bool = True
     folder: Path | None = None
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 from checkpoint_cases import GPT2, LLAMA
 
-from transformer_lab.checkpoints import end_of_text_ids, families, read_config, to_hf
+from transformer_lab.checkpoints import families, read_config, read_original, to_hf
 from transformer_lab.errors import ConfigurationError, InputFileError
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig
@@ -264,9 +264,9 @@ def test_missing_folder_and_file(tmp_path):
 
 def test_end_of_text_ids(tmp_path):
     gpt2(tmp_path, vocab_size=10, eos_token_id=[3, 50, 4, -1])
-    assert end_of_text_ids(tmp_path) == (3, 4)
+    assert read_original(tmp_path).end_of_text_ids == (3, 4)
     llama(tmp_path)
-    assert end_of_text_ids(tmp_path) == (2,)
+    assert read_original(tmp_path).end_of_text_ids == (2,)
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA])

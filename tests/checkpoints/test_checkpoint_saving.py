@@ -4,13 +4,17 @@ import builtins
 import errno
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import transformers
 from checkpoint_cases import GPT2, LLAMA, assert_same, random_parameters
+from reference_models import save_llama
 from safetensors import safe_open
 
-from transformer_lab.checkpoints import end_of_text_ids, load_parameters, read_config, save_folder
+import transformer_lab as lab
+from transformer_lab.checkpoints import Original, load_parameters, read_config, read_original, save_folder
 from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig
@@ -222,11 +226,76 @@ def test_an_untied_gpt2(tmp_path):
 
 
 def test_several_ids_that_end_a_text(tmp_path):
-    save_folder(tmp_path, LLAMA, random_parameters(LLAMA), end_of_text_ids=(3, 5))
-    assert end_of_text_ids(tmp_path) == (3, 5)
-    assert read_config(tmp_path).end_of_text_id == 3
-    save_folder(tmp_path, read_config(tmp_path), random_parameters(LLAMA), end_of_text_ids=(3,))
-    assert end_of_text_ids(tmp_path) == (3,)
+    config = replace(LLAMA, end_of_text_id=3)
+    original = Original({"model_type": "llama", "eos_token_id": [3, 5]})
+    save_folder(tmp_path, config, random_parameters(LLAMA), original=original)
+    assert read_original(tmp_path).end_of_text_ids == (3, 5)
+    assert read_config(tmp_path) == config
+    save_folder(tmp_path, config, random_parameters(LLAMA))
+    assert read_original(tmp_path).end_of_text_ids == (3,)
+
+
+def test_what_the_folder_said_beside_the_weights_is_kept(tmp_path):
+    save_llama(tmp_path / "a", seed=1, vocab_size=50, attention_dropout=0.1, eos_token_id=[3, 5])
+    own = json.loads((tmp_path / "a" / "config.json").read_text()) | {"note": "of their own", "torch_dtype": "float16"}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(own))
+    generation = {"eos_token_id": [4, 5], "temperature": 0.6, "do_sample": True, "unheard": {"of": 1}}
+    (tmp_path / "a" / "generation_config.json").write_text(json.dumps(generation))
+    model = lab.load_model(tmp_path / "a")
+    assert model.end_of_text_ids == (4, 5)
+    model.save(tmp_path / "b")
+    saved = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert {name: saved[name] for name in own.keys() - {"torch_dtype", "dtype"}}.items() >= {
+        "note": "of their own",
+        "attention_dropout": 0.1,
+        "eos_token_id": [3, 5],
+    }.items()
+    assert saved["dtype"] == "float32" and "torch_dtype" not in saved
+    assert json.loads((tmp_path / "b" / "generation_config.json").read_text()) == generation
+    # Another model's way to generate does not stay behind.
+    lab.load_model("storybook").save(tmp_path / "b")
+    assert not (tmp_path / "b" / "generation_config.json").exists()
+
+
+def test_fields_that_no_longer_fit_are_not_kept(tmp_path):
+    """Where two fields say the same, the original's could contradict what was changed."""
+    config = ModelConfig(20, 8, 8, 1, 2, Dense(8))
+    for original in ({"hidden_size": 16}, {"sliding_window": 2}, {"model_type": "llama", "note": 1}):
+        save_folder(tmp_path, config, random_parameters(config), original=Original({"model_type": "gpt2"} | original))
+        assert read_config(tmp_path) == config and not original.keys() & {
+            *json.loads((tmp_path / "config.json").read_text())
+        } - {"model_type"}
+
+
+@pytest.mark.parametrize("ends", [2, [2, 3], None])
+@pytest.mark.parametrize(
+    "generation", [None, {}, {"eos_token_id": [4, 5]}, {"eos_token_id": None}, {"top_k": 3}], ids=str
+)
+def test_which_tokens_end_a_text_as_in_transformers(ends, generation, tmp_path):
+    save_llama(tmp_path, seed=1, vocab_size=50)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": ends}))
+    (tmp_path / "generation_config.json").unlink()
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id
+    expected = tuple(theirs if isinstance(theirs, list) else [] if theirs is None else [theirs])
+    assert read_original(tmp_path).end_of_text_ids == expected
+
+
+@pytest.mark.parametrize("generation", ["[1]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": [1.5]}'])
+def test_a_damaged_generation_config(generation, tmp_path):
+    save_llama(tmp_path, seed=1, vocab_size=50)
+    (tmp_path / "generation_config.json").write_text(generation)
+    with pytest.raises(InputFileError, match=r"generation_config\.json"):
+        lab.load_model(tmp_path)
+
+
+def test_suggested_sampling():
+    asked = {"do_sample": True, "temperature": 0.6, "top_p": 1.0, "top_k": 50, "repetition_penalty": True}
+    assert Original(generation=asked).suggested_sampling() == {"temperature": 0.6, "top_k": 50}
+    for generation in (None, {}, asked | {"do_sample": False}):
+        assert Original(generation=generation).suggested_sampling() == {}
 
 
 def test_nest_and_flatten_agree():

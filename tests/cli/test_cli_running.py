@@ -357,3 +357,86 @@ def test_a_full_disk_under_standard_output(tiny_model, tmp_path, environment):
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, cwd=tmp_path, env=environment, text=True)
     assert done.returncode == 4, done.stderr
     assert "No space left" in done.stderr and "Traceback" not in done.stderr
+
+
+TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '<|endoftext|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def chatting_model(tiny_model, tmp_path):
+    """The tiny model with a chat template, two end tokens, values to sample by, and `<|endoftext|>` before a text."""
+    folder = tmp_path / "chatting"
+    model = load_model(tiny_model)
+    model.save(folder)
+    end = model.tokenizer.special_tokens["<|endoftext|>"]
+    one_file = json.loads((folder / "tokenizer.json").read_text())
+    one_file["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [end], "tokens": ["<|endoftext|>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(one_file))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    suggested = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [3, end]}
+    (folder / "generation_config.json").write_text(json.dumps(suggested))
+    return folder
+
+
+def test_a_chat(run_tiny, chatting_model):
+    model = load_model(chatting_model)
+    source = f"model.source={chatting_model}"
+    for words, messages in ((json.dumps(TALK), TALK), ("Hello", TALK[1:])):
+        text = "".join(f"{one['role']}: {one['content']}<|endoftext|>" for one in messages) + "assistant:"
+        expected = model.tokenizer.encode(text, allow_special=True)
+        output = run_tiny(source, f"chat={words}").records[-1]["output"]
+        assert output["prompt_token_ids"] == expected and output["chat"] == messages and output["prompt"] is None
+        answer = model.chat(messages, max_new_tokens=4)
+        assert (answer.text, answer.prompt_token_ids) == (output["text"], expected)
+    outcome = run_tiny(source, "chat=Hello")
+    assert "generation_config.json suggests sampling.temperature=0.6 sampling.top_p=0.9" in outcome.err
+    assert outcome.records[-1]["settings"]["sampling"]["temperature"] == 0
+    assert model.end_of_text_ids == (3, model.tokenizer.end_of_text_id)
+
+
+def test_special_tokens_in_a_prompt_and_around_it(run_tiny, chatting_model):
+    model = load_model(chatting_model)
+    source, text = f"model.source={chatting_model}", "a<|endoftext|>b"
+    end = model.tokenizer.end_of_text_id
+    plain, special = (model.tokenizer.encode(text, allow_special=allowed) for allowed in (False, True))
+    assert end in special and end not in plain
+    for words, expected in (
+        ([], [end, *plain]),
+        (["prompt_special=true"], [end, *special]),
+        (["prompt_template=false"], plain),
+        (["prompt_special=true", "prompt_template=false"], special),
+    ):
+        outcome = run_tiny(source, f"prompt={text}", *words)
+        assert outcome.records[-1]["output"]["prompt_token_ids"] == expected
+    outcome = run_tiny(source, "prompt=", "prompt_template=false")
+    assert outcome.records[-1]["output"]["prompt_token_ids"] == [0], "begin-of-text of config.json"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["chat=Hello"], 3, "This tokenizer has no chat template"),
+        (["chat=[]"], 2, "A chat is a list of messages"),
+        (['chat=["Hello"]'], 2, "A chat is a list of messages"),
+        (["chat=Hello", "prompt=Hello"], 2, "prompt and chat are given together"),
+        (["prompt_special=perhaps"], 2, "prompt_special"),
+    ],
+)
+def test_mistakes_in_a_chat(run_tiny, words, code, said):
+    outcome = run_tiny(*words)
+    assert outcome.code == code and said in outcome.err and "Traceback" not in outcome.err
+
+
+def test_a_stop_string_in_brackets_is_a_text(run_tiny):
+    assert run_tiny("prompt=x", "stop=[END]").record["settings"]["stop"] == "[END]"
+    outcome = run_tiny("prompt=x", 'stop=["a", 3]')
+    assert outcome.code == 2 and "stop cannot be read" in outcome.err

@@ -27,10 +27,10 @@ from safetensors import safe_open
 
 import transformer_lab as lab
 from transformer_lab.checkpoints import (
-    end_of_text_ids,
     inspect_folder,
     load_parameters,
     read_config,
+    read_original,
     save_folder,
     weights_sha256,
 )
@@ -41,7 +41,7 @@ from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, shapes
 from transformer_lab.tokenizers import ByteBPE, load_tokenizer_folder
-from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT
+from transformer_lab.tokenizers.gpt2_split import GPT2_SPLIT
 
 MOST_GROWTH = 500e6  # bytes above the interpreter with everything imported
 INDEX = "model.safetensors.index.json"
@@ -199,7 +199,7 @@ def read_all(folder):
     """Everything that reads a model folder."""
     inspect_folder(folder)
     config = read_config(folder)
-    end_of_text_ids(folder)
+    read_original(folder)
     weights_sha256(folder)
     loaded = dict(flatten(load_parameters(folder, config)))
     assert {name: array.shape for name, array in loaded.items()} == shapes(config)

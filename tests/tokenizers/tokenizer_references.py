@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from transformer_lab.tokenizers import ByteBPE
 from transformer_lab.tokenizers.byte_alphabet import to_stand_ins
-from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT
+from transformer_lab.tokenizers.gpt2_split import GPT2_SPLIT
 
 TEXTS = [
     "",

@@ -1,19 +1,21 @@
 """Checkpoints in Hugging Face layout, in and out: config.json, safetensors, one two-way name map per model family."""
 
-from transformer_lab.checkpoints.config_file import end_of_text_ids, read_config, to_hf
+from transformer_lab.checkpoints.config_file import read_config, to_hf
 from transformer_lab.checkpoints.fingerprint import weights_sha256
 from transformer_lab.checkpoints.hub import download
 from transformer_lab.checkpoints.inspection import Inspection, inspect_folder
 from transformer_lab.checkpoints.loading import load_parameters
+from transformer_lab.checkpoints.original import Original, read_original
 from transformer_lab.checkpoints.saving import save_folder
 
 __all__ = [
     "Inspection",
+    "Original",
     "download",
-    "end_of_text_ids",
     "inspect_folder",
     "load_parameters",
     "read_config",
+    "read_original",
     "save_folder",
     "to_hf",
     "weights_sha256",

@@ -45,13 +45,6 @@ def read_config(folder: str | Path) -> ModelConfig:
     return config
 
 
-def end_of_text_ids(folder: str | Path) -> tuple[int, ...]:
-    """Every token id that ends a text. config.json may list several; ModelConfig holds the first."""
-    family, fields = read_family(Path(folder).expanduser())
-    ids: tuple[int, ...] = family.end_ids(fields)
-    return ids
-
-
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The fields of config.json, in the first family that can express `config`; ConfigurationError if none can."""
     return family_for(config)[1]

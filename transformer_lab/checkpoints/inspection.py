@@ -13,6 +13,7 @@ from typing import Any
 from transformer_lab.checkpoints.config_file import CONFIG, LARGEST_CONFIG, read_config, read_family
 from transformer_lab.checkpoints.json_file import read_object
 from transformer_lab.checkpoints.loading import require_loadable
+from transformer_lab.checkpoints.original import read_original
 from transformer_lab.checkpoints.regular_file import is_there
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_header
 from transformer_lab.checkpoints.weight_files import (
@@ -62,6 +63,7 @@ class Inspection:
     parameters_by_dtype: dict[str, int]
     tokenizer_files: tuple[str, ...]
     config: dict[str, Any]  # the fields of config.json as they stand there
+    generation_config: dict[str, Any] | None  # those of generation_config.json
     metadata: dict[str, str]  # of the first weight file
     tensors: tuple[InspectedTensor, ...] = field(repr=False)
 
@@ -81,11 +83,12 @@ def inspect_folder(path: str | Path) -> Inspection:
             raise InputFileError(pickle_refusal([path.name]))
         file = read_header(path)
         reason = f"{path} is a single file; a model also needs {CONFIG}, in the folder with {SINGLE}."
-        return _inspection(path, {}, (), [reason], file.tensors, set(file.tensors), file.metadata)
+        return _inspection(path, {}, None, (), [reason], file.tensors, set(file.tensors), file.metadata)
 
     require_folder(path)
     problems: list[str] = []
     fields: dict[str, Any] = {}
+    generation: dict[str, Any] | None = None
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     parameters = set()
@@ -101,17 +104,19 @@ def inspect_folder(path: str | Path) -> Inspection:
         family, _ = read_family(path)
         parameters = {name for name in tensors if not family.BUFFERS.fullmatch(name.removeprefix(family.PREFIX))}
         config = read_config(path)
+        generation = None if (found := read_original(path).generation) is None else dict(found)
         if not problems:
             require_loadable(path, config)
     except LabError as error:
         problems.append(str(error))
     tokenizer = tuple(name for name in TOKENIZER_FILES if is_there(path / name))
-    return _inspection(path, fields, tokenizer, problems, tensors, parameters, metadata)
+    return _inspection(path, fields, generation, tokenizer, problems, tensors, parameters, metadata)
 
 
 def _inspection(
     path: Path,
     fields: dict[str, Any],
+    generation: dict[str, Any] | None,
     tokenizer: tuple[str, ...],
     problems: list[str],
     tensors: dict[str, Tensor],
@@ -132,6 +137,7 @@ def _inspection(
         parameters_by_dtype=dict(counts),
         tokenizer_files=tokenizer,
         config=fields,
+        generation_config=generation,
         metadata=metadata,
         tensors=tuple(
             InspectedTensor(tensor.name, tensor.shape, tensor.format, tensor.size, tensor.file.path.name)

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ import numpy as np
 from transformer_lab.checkpoints.config_file import CONFIG, family_for
 from transformer_lab.checkpoints.families import Stored
 from transformer_lab.checkpoints.number_formats import BITS, NAMES
+from transformer_lab.checkpoints.original import GENERATION_CONFIG, Original, completed
 from transformer_lab.checkpoints.quoted import listed
 from transformer_lab.checkpoints.safetensors_file import write
 from transformer_lab.checkpoints.weight_files import INDEX, SINGLE
@@ -38,14 +39,14 @@ def save_folder(
     named_tensors: Mapping[str, Any],
     dtype: str = "float32",
     max_shard_size: int | None = None,
-    end_of_text_ids: Sequence[int] = (),
+    original: Original | None = None,
 ) -> None:
     """Writes config.json and model.safetensors into `folder`, which is made if need be.
 
     named_tensors: the parameters as NumPy arrays (or what np.asarray takes), nested or under dotted names, in any
     memory layout. dtype: float32, float64, float16 or bfloat16. max_shard_size: if given, no file gets more bytes of
-    tensors, unless one tensor alone has more, and an index is written. end_of_text_ids: what `end_of_text_ids` read, if
-    it is more than the one id that `config` holds.
+    tensors, unless one tensor alone has more, and an index is written. original: what `read_original` found in the
+    folder that the model comes from, to be kept.
 
     Raises ConfigurationError for a model that no family can hold or parameters that do not fit, UnavailableError if the
     disk does not take it, InputFileError if `folder` cannot be one.
@@ -74,9 +75,10 @@ def save_folder(
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         contents[file] = lambda handle, shard=shard: write(handle, shard, format)  # type: ignore[misc]
         weight_map |= {name: file for name, _, _ in shard}
-    if len(end_of_text_ids) > 1:
-        fields["eos_token_id"] = list(end_of_text_ids)
-    contents[CONFIG] = _json(fields | {"dtype": dtype})
+    original = original or Original()
+    contents[CONFIG] = _json(completed(fields, original, family, config) | {"dtype": dtype})
+    if original.generation is not None:
+        contents[GENERATION_CONFIG] = _json(original.generation)
     if len(shards) > 1:
         size = sum(math.prod(shape) * BITS[format] // 8 for _, shape, _ in parts)
         contents[INDEX] = _json({"metadata": {"total_size": size}, "weight_map": weight_map})
@@ -174,9 +176,11 @@ def _write_all(folder: Path, contents: Mapping[str, Callable[[BinaryIO], None]])
 
 
 def _remove_replaced(folder: Path, written: set[str]) -> None:
-    """A single file would win over an index, and shards of another count are not in the new index: both go."""
+    """A single file would win over an index, shards of another count are not in the new index, and what another model
+    would generate with is not meant for this one: all go.
+    """
     for name in os.listdir(folder):
-        if name not in written and (name in (SINGLE, INDEX) or _SHARD.fullmatch(name)):
+        if name not in written and (name in (SINGLE, INDEX, GENERATION_CONFIG) or _SHARD.fullmatch(name)):
             (folder / name).unlink()
 
 

@@ -24,9 +24,15 @@ class Generate:
             "max_new_tokens": settings.max_new_tokens,
             "seed": settings.seed,
             "stop": chosen_stop(settings),
+            "prompt_special": settings.prompt_special,
+            "prompt_template": settings.prompt_template,
             "hash_logits": settings.hash_logits or settings.sections["precision"]["name"] == "exact",
         }
         model = load_chosen_model(settings)
+        _say_what_is_suggested(model)
+        chat = None if settings.chat is None else prompt
+        if chat is not None:
+            prompt = model.chat_ids(chat)
         if isinstance(prompt, list) and isinstance(prompt[0], str):
             generations = _print_lines(model, prompt, options)
             completions = [_completion(*pair) for pair in zip(prompt, generations, strict=True)]
@@ -35,11 +41,18 @@ class Generate:
             generations = [
                 _print_stream(model, prompt, options) if model.tokenizer else _print_ids(model, prompt, options)
             ]
-            output = _completion(prompt, generations[0])
+            output = _completion(prompt, generations[0]) | ({} if chat is None else {"chat": chat})
         sys.stdout.flush()
         timing = asdict(generations[0].timing) | {"load_s": model.load_seconds}
         _print_table(model, timing)
         return Result(output=output, model=model, timing=timing)
+
+
+def _say_what_is_suggested(model: Any) -> None:
+    """How the model's authors would sample: shown, not applied; the same words mean the same for every model."""
+    words = " ".join(f"sampling.{name}={value}" for name, value in model.original.suggested_sampling().items())
+    if words:
+        print(f"Not applied by itself: generation_config.json suggests {words}", file=sys.stderr)
 
 
 def _print_stream(model: Any, prompt: Prompt, options: dict[str, Any]) -> Any:

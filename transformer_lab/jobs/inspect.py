@@ -1,5 +1,6 @@
 """`job=inspect`: what a model folder or a .safetensors file holds, from its headers. Needs no backend and no memory."""
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ def _print_tables(found: Inspection) -> None:
         ("bytes", f"{found.total_bytes:,}"),
         ("types", ", ".join(f"{count:,} {dtype}" for dtype, count in found.parameters_by_dtype.items())),
         ("tokenizer", ", ".join(found.tokenizer_files) or "none"),
+        ("generation", printable(json.dumps(found.generation_config)) if found.generation_config else "nothing said"),
     ):
         facts.add_row(name, Text(value))
     for problem in found.problems:

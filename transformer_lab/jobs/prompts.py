@@ -1,5 +1,6 @@
 """The prompt of a run: from the command line, a file, standard input, token ids, or several texts at once."""
 
+import json
 import sys
 from functools import cache
 from pathlib import Path
@@ -13,16 +14,17 @@ from transformer_lab.errors import ConfigurationError, InputFileError
 STANDARD_INPUT = "-"
 LARGEST_PROMPT_BYTES = 64 * 2**20  # far above any context; a wrong file is refused before it fills the memory
 
-Prompt = str | list[int] | list[str]
+Prompt = str | list[int] | list[str] | list[dict[str, Any]]
 
 
 def chosen_prompt(settings: Settings, default: str) -> Prompt:
-    """What to continue: a text, the ids of one, or a list of texts. Raises if several keys name a prompt."""
+    """What to continue: a text, the ids of one, a list of texts, or the messages of a chat. Raises for several keys."""
     sources = {
         "prompt": settings.prompt,
         "prompt_file": settings.prompt_file,
         "prompt_ids": settings.prompt_ids,
         "prompts": settings.prompts,
+        "chat": settings.chat,
     }
     given = [key for key, value in sources.items() if value is not None]
     if len(given) > 1:
@@ -34,17 +36,36 @@ def chosen_prompt(settings: Settings, default: str) -> Prompt:
         return _items("prompt_ids", settings.prompt_ids, int)
     if settings.prompts is not None:
         return [_checked_text("prompts", text) for text in _items("prompts", settings.prompts, str)]
+    if settings.chat is not None:
+        return _messages(settings.chat)
     if settings.prompt == STANDARD_INPUT:
         return _read_standard_input()
     return _checked_text("prompt", default if settings.prompt is None else settings.prompt)
 
 
 def chosen_stop(settings: Settings) -> list[str] | None:
-    """The stop strings: `stop=TEXT`, or a list of them, `stop=["\\n\\n", "END"]`."""
+    """The stop strings: `stop=TEXT`, or a list of them in JSON, `stop=["\\n\\n", "END"]`; `stop=[END]` is a text."""
     stop = settings.stop
-    if isinstance(stop, str) and not (stop.startswith("[") and stop.endswith("]")):
-        stop = [stop]
+    if isinstance(stop, str):
+        listed = _json(stop)
+        stop = listed if isinstance(listed, list) else [stop]
     return stop if stop is None else [_checked_text("stop", text) for text in _items("stop", stop, str)]
+
+
+def _messages(chat: str | list[Any]) -> list[dict[str, Any]]:
+    """A list of messages in JSON, or what a user says, as text."""
+    if isinstance(chat, str):
+        listed = _json(chat)
+        chat = listed if isinstance(listed, list) else [{"role": "user", "content": _checked_text("chat", chat)}]
+    return chat
+
+
+def _json(text: str) -> Any:
+    """The value in a text of JSON; None if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _items(key: str, value: Any, kind: type) -> list[Any]:

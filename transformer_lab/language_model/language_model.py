@@ -22,19 +22,21 @@ from transformer_lab.language_model.token_ids import checked_ids
 from transformer_lab.memory import enough_memory
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import count, flatten, nest, shapes
-from transformer_lab.tokenizers import TOKENIZER_FILES, Tokenizer
+from transformer_lab.tokenizers import TOKENIZER_FILES, Tokenizer, chat_text
 
 
 class LanguageModel:
     """What `load_model` returns. `config`, `tokenizer` (or None) and `backend` are there to be read.
 
     source: what load_model was given; folder: where the weights lie, or None; load_seconds: how long loading took.
-    end_of_text_ids: every id that ends a generation; config.json may list several.
+    end_of_text_ids: every id that ends a generation; generation_config.json and config.json may list several.
+    original: what else the folder says, which `save` gives back.
     """
 
     source = ""
     folder: Path | None = None
     load_seconds = 0.0
+    original = checkpoints.Original()
 
     def __init__(self, backend: Any, config: ModelConfig, params: Any, tokenizer: Tokenizer | None, cache: Any) -> None:
         self.backend, self.config, self.params, self.tokenizer = backend, config, params, tokenizer
@@ -95,6 +97,9 @@ class LanguageModel:
         neighbours. seed: one number for all, or one per prompt (to draw several texts from one prompt). stop: a text
         or several at which to end. The sampling options are explained at `Sampling`. An empty text starts from the
         model's begin-of-text token. hash_logits fills Generation.logits_sha256; exact mode always does.
+        prompt_special: whether the texts of special tokens in a prompt mean those tokens; else they are ordinary text.
+        prompt_template: whether the tokenizer's own template is put around a text (`<s>` before it, say), as
+        transformers does.
 
         Raises ConfigurationError for options out of range, ids outside the vocabulary, text without a tokenizer, or
         more tokens than the context holds.
@@ -120,20 +125,43 @@ class LanguageModel:
         if stops:
             self._needed_tokenizer("look for stop strings")
         hashing = request.hash_logits or self.backend.precision == "exact"
+        special, template = request.prompt_special, request.prompt_template
         limit, end, tokenizer = request.max_new_tokens, self.end_of_text_ids, self.tokenizer
         rows = [
-            Continuation(self.prompt_ids(prompt, limit), limit, seed, end, tokenizer, stops, hashing)
+            Continuation(self.prompt_ids(prompt, limit, special, template), limit, seed, end, tokenizer, stops, hashing)
             for prompt, seed in zip(request.prompts, request.seeds(), strict=True)
         ]
         return Decoding(self.engine, rows, request)
 
-    def prompt_ids(self, prompt: Prompt, max_new_tokens: int = 0) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int = 64, **options: Any) -> Generation:
+        """The model's answer to messages such as {"role": "user", "content": "Hello"}; options as for `generate`.
+
+        The messages become a text by the tokenizer's chat template, in which special tokens are special. Raises
+        ConfigurationError for messages that the template refuses, InputFileError for a tokenizer without a template.
+        """
+        answer = self.generate(self.chat_ids(messages), max_new_tokens, **options)
+        assert isinstance(answer, Generation)
+        return answer
+
+    def chat_ids(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """The token ids of the messages and of the beginning of an answer. tools: functions that may be called."""
+        tokenizer = self._needed_tokenizer("read a chat")
+        return tokenizer.encode(chat_text(tokenizer.original_files, messages, tools), allow_special=True)
+
+    def prompt_ids(
+        self, prompt: Prompt, max_new_tokens: int = 0, special: bool = False, template: bool = True
+    ) -> list[int]:
         """The token ids of a prompt, after which so many new ones are to fit; an empty one starts from begin-of-text.
 
+        special, template: as `prompt_special` and `prompt_template` of `generate`; they say nothing about token ids.
         Raises ConfigurationError for text without a tokenizer, ids outside the vocabulary and too many tokens.
         """
         if isinstance(prompt, str):
-            ids = self._needed_tokenizer("read text").encode(prompt)
+            tokenizer = self._needed_tokenizer("read text")
+            ids = tokenizer.encode(prompt, allow_special=special)
+            ids = tokenizer.template.around(ids) if template else ids
         else:
             ids = given_ids(prompt, self.config.vocab_size)
         return begun_and_fitting(ids, self.config, max_new_tokens)
@@ -162,6 +190,6 @@ class LanguageModel:
         arrays = {
             name: self.backend.recover(name, parameter) for name, parameter in flatten(self.params) if name in wanted
         }
-        checkpoints.save_folder(Path(folder), self.config, nest(arrays))
+        checkpoints.save_folder(Path(folder), self.config, nest(arrays), original=self.original)
         if self.tokenizer is not None:
             self.tokenizer.save(folder)

@@ -65,7 +65,7 @@ def load_model(
         message = f"tokenizer is {tokenizer!r}; choose one of {', '.join(TOKENIZER_KINDS)}."
         raise ConfigurationError(message)
     folder = config_folder(source, revision) if weights == "random" else model_folder(source, revision)
-    config = with_feed_forward(checkpoints.read_config(folder), ffn)
+    config, original = with_feed_forward(checkpoints.read_config(folder), ffn), checkpoints.read_original(folder)
     found: list[Tokenizer | None] = []
 
     def before_reading() -> None:
@@ -85,7 +85,8 @@ def load_model(
         add_derived(config, backend, params)
     model = LanguageModel(backend, config, params, found[0], cache or Contiguous())
     model.source, model.folder = str(source), folder if weights == "pretrained" else None
-    model.end_of_text_ids = checkpoints.end_of_text_ids(folder)
+    model.original = original
+    model.end_of_text_ids = original.end_of_text_ids
     model.load_seconds = time.perf_counter() - begin
     return model
 

@@ -31,6 +31,8 @@ class Request(Sampling, Beginning):
     seed: int | Sequence[int] = 0
     stop: str | Sequence[str] | None = None
     hash_logits: bool = False
+    prompt_special: bool = False
+    prompt_template: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

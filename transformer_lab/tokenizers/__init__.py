@@ -7,6 +7,7 @@ Depends on nothing else in this project, and only `huggingface.py` names the lib
 from transformer_lab.tokenizers.bpe import BPE
 from transformer_lab.tokenizers.bpe_training import train_tokenizer
 from transformer_lab.tokenizers.byte_bpe import ByteBPE
+from transformer_lab.tokenizers.chat_template import chat_text
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
 from transformer_lab.tokenizers.interface import TextStream, Tokenizer
 from transformer_lab.tokenizers.loading import (
@@ -27,6 +28,7 @@ __all__ = [
     "TextStream",
     "Tokenizer",
     "TokenizerDefinition",
+    "chat_text",
     "embedded_tokenizer_names",
     "is_folder_source",
     "load_tokenizer",

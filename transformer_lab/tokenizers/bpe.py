@@ -14,11 +14,12 @@ SentencePiece's (Llama 2, Gemma) have characters, with a visible sign for the sp
 Knows nothing of files (`loading.py`, `tokenizer_json.py`) and not where merges come from (`bpe_training.py`).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from os import PathLike
+from pathlib import Path
 
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.tokenizers.added_tokens import AddedTokenFinder
@@ -27,6 +28,7 @@ from transformer_lab.tokenizers.decoding import Rule, Steps, decoder_rules
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
 from transformer_lab.tokenizers.merging import Merger
 from transformer_lab.tokenizers.normalization import normalize
+from transformer_lab.tokenizers.original_files import save_files
 from transformer_lab.tokenizers.pre_tokenization import (
     ByteLevel,
     PreTokenizerStep,
@@ -34,8 +36,9 @@ from transformer_lab.tokenizers.pre_tokenization import (
     pre_tokenize,
     replace_lone_surrogates,
 )
-from transformer_lab.tokenizers.saving import save_definition
+from transformer_lab.tokenizers.saving import rendered
 from transformer_lab.tokenizers.stream_decoder import BytesDecoding, StreamDecoder, TokensDecoding
+from transformer_lab.tokenizers.text_template import TextTemplate
 from transformer_lab.tokenizers.token_ids import checked_token_ids
 from transformer_lab.tokenizers.word_cuts import word_cut
 
@@ -71,6 +74,8 @@ class BPE:
 
     def __init__(self, definition: TokenizerDefinition, cache_pieces: int = _CACHE_PIECES) -> None:
         self.definition = definition
+        self.original_files: Mapping[str, bytes] = {}  # of the folder that it was loaded from
+        self.template = TextTemplate()
         self._vocab_size = definition.size
         self._merger = Merger(definition)
         self._raw_tokens = AddedTokenFinder([token for token in definition.added_tokens if not token.normalized])
@@ -116,7 +121,7 @@ class BPE:
         too long to cut it.
         """
         if not isinstance(text, str):
-            message = f"encode takes text, got {type(text).__name__}. For bytes there is encode_bytes of byte-level BPE."
+            message = f"encode takes text, got {type(text).__name__}. For bytes byte-level BPE has encode_bytes."
             raise ConfigurationError(message)
         try:
             text.encode("utf-8")
@@ -141,10 +146,10 @@ class BPE:
 
     def _splitting(self, steps: tuple[PreTokenizerStep, ...]) -> Callable[[str], Iterable[str]]:
         """Text -> pieces. A last ByteLevel only cuts: its stand-ins are written when a piece is first met."""
-        if not steps or not isinstance(steps[-1], ByteLevel):
-            return pre_tokenize(steps)
-        *before, last = steps
-        return pre_tokenize([*before, last.cut] if last.use_regex or last.add_prefix_space else before)
+        cuts: list[Callable[[str], Iterable[str]]] = list(steps)
+        if steps and isinstance(last := steps[-1], ByteLevel):
+            cuts[-1:] = [last.cut] if last.use_regex or last.add_prefix_space else []
+        return pre_tokenize(cuts)
 
     def _encode_piece(self, piece: str) -> tuple[int, ...]:
         if len(piece) > _CACHE_LENGTH and self._words is not None:
@@ -229,8 +234,9 @@ class BPE:
         """Writes tokenizer.json and tokenizer_config.json into `folder` (made if missing), and for a tokenizer like
         GPT-2's vocab.json and merges.txt.
 
-        Hugging Face's transformers and tokenizers load them with the same ids. All are written under temporary names
-        first and then renamed, so a failed save loses nothing. Raises InputFileError if `folder` is a file,
+        Hugging Face's transformers and tokenizers load them with the same ids. A tokenizer that was loaded gives the
+        files of its folder back as they were, with a tokenizer.json if there was none. All are written under temporary
+        names first and then renamed, so a failed save loses nothing. Raises InputFileError if `folder` is a file,
         UnavailableError if it cannot be written.
         """
-        save_definition(self.definition, folder)
+        save_files(Path(folder), self.original_files, lambda: rendered(self.definition))

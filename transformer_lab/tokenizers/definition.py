@@ -150,12 +150,12 @@ def _check_text(definition: TokenizerDefinition) -> None:
 
 
 def _check_ids(definition: TokenizerDefinition) -> None:
-    """Ids are whole numbers from 0 on, none so large that a list of all would fill the memory, and each is used once."""
+    """Ids are whole numbers, used once, and none is so large that a list of all would fill the memory."""
     ids = {**{token.text: token.id for token in definition.added_tokens}, **definition.vocab}
     values = ids.values()
-    if set(map(type, values)) <= {int} and len(set(values)) == len(values):
-        if 0 <= min(values, default=0) and max(values, default=0) <= LARGEST_ID:
-            return
+    right = set(map(type, values)) <= {int} and len(set(values)) == len(values)
+    if right and min(values, default=0) >= 0 and max(values, default=0) <= LARGEST_ID:
+        return
     token_of_id: dict[int, str] = {}
     for token, token_id in ids.items():
         if type(token_id) is not int or token_id < 0:
@@ -200,8 +200,8 @@ def _check_added_tokens(definition: TokenizerDefinition) -> None:
             message = f"added_tokens: {shown(token.text)} has id {shown(token.id)} here and {shown(right)} in vocab."
             if token.text not in definition.vocab:
                 message = (
-                    f"added_tokens: {shown(token.text)} has id {shown(token.id)}, but the tokenizers library numbers on "
-                    f"what is not in vocab, and would give it {right}. Nobody could say which of the two is meant."
+                    f"added_tokens: {shown(token.text)} has id {shown(token.id)}, but the tokenizers library numbers "
+                    f"on what is not in vocab, and would give it {right}. Nobody could say which of the two is meant."
                 )
             raise ConfigurationError(message)
         largest = max(largest, token.id)
@@ -222,7 +222,7 @@ def _check_stand_ins(definition: TokenizerDefinition) -> None:
 
 
 def _check_normalized_tokens(definition: TokenizerDefinition) -> None:
-    """Two tokens that normalization makes one text: which is found, the library decides otherwise than by their order."""
+    """Of two tokens that normalization makes one text, the library finds now this one, now that."""
     found: dict[str, str] = {}
     for token in definition.added_tokens:
         if token.normalized:
@@ -239,8 +239,8 @@ def _check_normalizer(definition: TokenizerDefinition) -> None:
     prefixes = sum(len(step.prefix) for step in steps if isinstance(step, Prepend))
     if len(steps) > _MOST_STEPS or prefixes > _LONGEST_TEXT or growth(steps) > _MOST_GROWTH:
         message = (
-            f"normalizer: more than {_MOST_STEPS} steps, or they put more than {_LONGEST_TEXT:,} characters in front, or "
-            f"make more than {_MOST_GROWTH:,} of one."
+            f"normalizer: more than {_MOST_STEPS} steps, or they put more than {_LONGEST_TEXT:,} characters in front, "
+            f"or make more than {_MOST_GROWTH:,} of one."
         )
         raise ConfigurationError(message)
 

@@ -157,20 +157,22 @@ _PART = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _CLASS_MEMBER = re.compile(rf"{_PROPERTY} | \\. | .", re.VERBOSE | re.DOTALL)
-# What may ignore case: letters that no others fold to. Oniguruma takes `ss` for `ß` and `fl` for `ﬂ`, and İ is no `i` to it.
-_WITHOUT_CASE = re.compile(r"['|)] | [sS](?![sStT]) | [fF](?![fFlL]) | [A-EGHJ-RT-Za-eghj-rt-z] | \[[A-HJ-Za-hj-z]+\]", re.X)
+# What may ignore case: letters that no others fold to. To Oniguruma `ss` is also `ß`, and `fl` is `ﬂ`; only to `regex`
+# `i` is also `İ`.
+_WITHOUT_CASE = re.compile(r"['|)]|[sS](?![sStT])|[fF](?![fFlL])|[A-EGHJ-RT-Za-eghj-rt-z]|\[[A-HJ-Za-hj-z]+\]")
 
 # Inside a class, what `\w` is to the library: letters, marks, digits, connectors such as _, and the two joiners.
 WORD_CHARACTERS = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d"
 
 # General categories, and scripts of which no character changed hands since Unicode 16.
-_CATEGORIES = (
-    "L LC Lu Ll Lt Lm Lo M Mn Mc Me N Nd Nl No P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So Z Zs Zl Zp C Cc Cf Cn Co".split()
+_CATEGORY_NAMES = (
+    "L LC Lu Ll Lt Lm Lo M Mn Mc Me N Nd Nl No P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So Z Zs Zl Zp C Cc Cf Cn Co"
 )
-_SCRIPTS = (
-    "Arabic Armenian Bengali Bopomofo Cyrillic Devanagari Ethiopic Georgian Greek Gujarati Gurmukhi Han Hangul Hebrew "
-    "Hiragana Kannada Katakana Khmer Lao Latin Malayalam Mongolian Myanmar Sinhala Tamil Telugu Thai Tibetan"
-).split()
+_SCRIPT_NAMES = (
+    "Arabic Armenian Bengali Bopomofo Cyrillic Devanagari Ethiopic Georgian Greek Gujarati Gurmukhi Han Hangul "
+    "Hebrew Hiragana Kannada Katakana Khmer Lao Latin Malayalam Mongolian Myanmar Sinhala Tamil Telugu Thai Tibetan"
+)
+_NAMES = frozenset([*_CATEGORY_NAMES.split(), *_SCRIPT_NAMES.split(), "Alphabetic"])
 _LONG_NAMES = {"Letter": "L", "Mark": "M", "Number": "N", "Punctuation": "P", "Symbol": "S", "Separator": "Z"}
 
 
@@ -248,7 +250,7 @@ def _holds(member: str, category: str, source: str) -> bool:
         return (category == "Nd") == (member == r"\d")
     name = member[3:-1].removeprefix("^")
     name = _LONG_NAMES.get(name, name)
-    if name not in _CATEGORIES and name not in _SCRIPTS and name != "Alphabetic":
+    if name not in _NAMES:
         raise _refusal(source, f"the property {shown(name)} is not known to mean the same to the library")
     holds = category in (name, *_WIDER.get(name, ())) or (name in "LMNPSZC" and category.startswith(name))
     return holds != ((member[1] == "P") != member[3:].startswith("^"))

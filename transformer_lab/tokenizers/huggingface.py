@@ -20,8 +20,9 @@ from transformer_lab.tokenizers.byte_alphabet import from_stand_ins
 from transformer_lab.tokenizers.decoding import Rule, decoder_rules
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
 from transformer_lab.tokenizers.json_fields import require_few
+from transformer_lab.tokenizers.original_files import save_files
 from transformer_lab.tokenizers.pre_tokenization import replace_lone_surrogates
-from transformer_lab.tokenizers.saving import save_definition
+from transformer_lab.tokenizers.saving import rendered
 from transformer_lab.tokenizers.shown import shown
 from transformer_lab.tokenizers.stream_decoder import (
     BytesDecoding,
@@ -30,8 +31,8 @@ from transformer_lab.tokenizers.stream_decoder import (
     TokensDecoding,
     WholeDecoding,
 )
+from transformer_lab.tokenizers.text_template import TextTemplate
 from transformer_lab.tokenizers.token_ids import checked_token_ids
-from transformer_lab.tokenizers.tokenizer_files import read_json_object, write_files
 from transformer_lab.tokenizers.tokenizer_json import MOST_MERGES, read_tokenizer_json_object, to_tokenizer_json
 
 LARGEST_ID = 10_000_000  # far above any vocabulary
@@ -45,18 +46,17 @@ class HuggingFaceTokenizer:
         library_tokenizer.no_truncation()
         library_tokenizer.no_padding()
         self._tokenizer = library_tokenizer
+        self.original_files: Mapping[str, bytes] = {}  # of the folder that it was loaded from
+        self.template = TextTemplate()
         # encode_special_tokens is a setting of the tokenizer, not of the call.
         self._lock = threading.Lock()
 
     @classmethod
-    def from_tokenizer_json(cls, file: Path) -> "HuggingFaceTokenizer":
-        """From a tokenizer.json of any kind; InputFileError if the library cannot read it."""
-        data = read_json_object(file)
+    def from_tokenizer_json(cls, data: dict[str, Any], file: Path) -> "HuggingFaceTokenizer":
+        """From a parsed tokenizer.json of any kind; InputFileError if the library cannot read it."""
         _require_safe_merges(data.get("model"), file)
         _require_small_ids(data, file)
-        text = json.dumps(data)
-        del data  # the library takes its time and memory
-        return cls(_parse(text, str(file)))
+        return cls(_parse(json.dumps(data), str(file)))
 
     @classmethod
     def from_definition(cls, definition: TokenizerDefinition) -> "HuggingFaceTokenizer":
@@ -131,14 +131,15 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes the files that `ByteBPE.save` writes; of another kind of tokenizer only the JSON files."""
+        save_files(Path(folder), self.original_files, self._rendered)
+
+    def _rendered(self) -> dict[str, str]:
         text = self._tokenizer.to_str()
         try:
-            definition = read_tokenizer_json_object(json.loads(text), Path("tokenizer.json"))
+            return rendered(read_tokenizer_json_object(json.loads(text), Path("tokenizer.json")))
         except InputFileError:
             config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-            write_files(Path(folder), {"tokenizer_config.json": json.dumps(config) + "\n", "tokenizer.json": text})
-        else:
-            save_definition(definition, folder)
+            return {"tokenizer_config.json": json.dumps(config) + "\n", "tokenizer.json": text}
 
     def _checked(self, token_ids: Iterable[int]) -> list[int]:
         ids = checked_token_ids(token_ids, self.vocab_size)

@@ -1,8 +1,10 @@
 """What every tokenizer here offers, whoever does the work. Knows no implementation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Protocol
+
+from transformer_lab.tokenizers.text_template import TextTemplate
 
 
 class TextStream(Protocol):
@@ -20,6 +22,12 @@ class TextStream(Protocol):
 
 class Tokenizer(Protocol):
     """Text to token ids and back. `byte_bpe.ByteBPE` and `huggingface.HuggingFaceTokenizer` are the two kinds."""
+
+    original_files: Mapping[str, bytes]
+    """name -> content of the files that it was loaded from; empty if it was not."""
+
+    template: TextTemplate
+    """The tokens around a text that stands alone; `encode` leaves them out."""
 
     @property
     def vocab_size(self) -> int:

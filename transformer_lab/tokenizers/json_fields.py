@@ -12,6 +12,8 @@ from transformer_lab.tokenizers.tokenizer_files import json_type
 
 MOST_STEPS = 50
 _DEEPEST = 10
+
+Named = tuple[dict[str, Any], str]  # an object and the name of the field that it is
 _ELSEWHERE = 'The huggingface tokenizer (kind="huggingface") may load it.'
 
 
@@ -60,7 +62,9 @@ def text(data: Mapping[str, Any], key: str, file: Path, default: str | None = No
     return value
 
 
-def choice(data: Mapping[str, Any], key: str, file: Path, default: str, prefix: str, choices: Iterable[str]) -> Any:
+def choice(
+    data: Mapping[str, Any], key: str, file: Path, default: str | None, prefix: str, choices: Iterable[str]
+) -> Any:
     """The field `key`, one of the choices; `default` where it is missing or null."""
     value = text(data, key, file, default, prefix)
     if value not in choices:
@@ -84,7 +88,7 @@ def other_kind(file: Path, field: str, found: object, expected: str) -> InputFil
     return InputFileError(f"{file}, field {field}: found {shown(found)}, but byte_bpe needs {expected}. {_ELSEWHERE}")
 
 
-def flattened(value: object, file: Path, field: str, inner: str, depth: int = 0) -> Iterator[tuple[dict[str, Any], str]]:
+def flattened(value: object, file: Path, field: str, inner: str, depth: int = 0) -> Iterator[Named]:
     """The steps of a normalizer or pre-tokenizer, those of every Sequence in their place: (object, field name).
 
     inner: the field of a Sequence that holds its steps. Raises InputFileError for more than fifty in one list, and for

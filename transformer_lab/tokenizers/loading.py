@@ -7,6 +7,7 @@ folder to `load_tokenizer_folder`.
 import os
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from transformer_lab.errors import ConfigurationError, InputFileError
 from transformer_lab.paths import data_folder
@@ -14,8 +15,12 @@ from transformer_lab.tokenizers.bpe import BPE
 from transformer_lab.tokenizers.byte_bpe import ByteBPE
 from transformer_lab.tokenizers.definition import TokenizerDefinition
 from transformer_lab.tokenizers.interface import Tokenizer
+from transformer_lab.tokenizers.original_files import original_files
 from transformer_lab.tokenizers.shown import shown
-from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json
+from transformer_lab.tokenizers.text_template import text_template
+from transformer_lab.tokenizers.tokenizer_config import with_tokenizer_config
+from transformer_lab.tokenizers.tokenizer_files import read_json_object
+from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json_object
 from transformer_lab.tokenizers.vocab_and_merges import read_merges, read_vocab, read_vocab_and_merges
 
 TOKENIZER_KINDS = ("byte_bpe", "huggingface")
@@ -42,8 +47,8 @@ def load_tokenizer(source: str | PathLike[str], kind: str = "byte_bpe") -> Token
     source: a name under resources/tokenizer_data, such as "gpt2", or a folder with tokenizer.json, with vocab.json +
         merges.txt, or with gpt2-vocab.json + gpt2-merges.txt. What starts with "/", "." or "~", or names an existing
         folder, is always a folder. Where a folder has both formats, tokenizer.json counts, because it alone holds all
-        the rules; byte_bpe then checks that the pair agrees with it. tokenizer_config.json and its kin are read only
-        beside a pair, since tokenizer.json has its own list of added tokens.
+        the rules; byte_bpe then checks that the pair agrees with it. What tokenizer_config.json and its kin say beyond
+        either is added.
     kind: "byte_bpe" (by hand) or "huggingface" (the `tokenizers` library, which reads other kinds of tokenizer too).
 
     Raises ConfigurationError for an unknown name or kind, InputFileError for missing or damaged files.
@@ -85,18 +90,39 @@ def load_tokenizer_folder(folder: str | PathLike[str], kind: str = "byte_bpe") -
         raise InputFileError(message)
     one_file = folder / "tokenizer.json"
     pair = _vocab_and_merges(folder)
+    if _exists(one_file):
+        data = with_tokenizer_config(read_json_object(one_file), folder)
+        tokenizer = _of_one_file(data, one_file, kind, pair)
+        tokenizer.template = text_template(data.get("post_processor"), one_file)
+    elif pair:
+        tokenizer = _of_definition(read_vocab_and_merges(*pair), kind)
+    else:
+        return None
+    tokenizer.original_files = original_files(folder)
+    return tokenizer
+
+
+def _of_one_file(data: dict[str, Any], file: Path, kind: str, pair: tuple[Path, Path] | None) -> Tokenizer:
     if kind == "huggingface":
         from transformer_lab.tokenizers.huggingface import HuggingFaceTokenizer
 
-        if _exists(one_file):
-            return HuggingFaceTokenizer.from_tokenizer_json(one_file)
-        return HuggingFaceTokenizer.from_definition(read_vocab_and_merges(*pair)) if pair else None
-    if _exists(one_file):
-        definition = read_tokenizer_json(one_file)
-        if pair:
-            _check_agreement(definition, one_file, read_vocab_and_merges(*pair), pair)
-        return ByteBPE(definition)
-    return ByteBPE(read_vocab_and_merges(*pair)) if pair else None
+        return HuggingFaceTokenizer.from_tokenizer_json(data, file)
+    definition = read_tokenizer_json_object(data, file)
+    if pair:
+        _check_agreement(definition, file, pair)
+    return _by_hand(definition)
+
+
+def _of_definition(definition: TokenizerDefinition, kind: str) -> Tokenizer:
+    if kind == "huggingface":
+        from transformer_lab.tokenizers.huggingface import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer.from_definition(definition)
+    return _by_hand(definition)
+
+
+def _by_hand(definition: TokenizerDefinition) -> BPE:
+    return ByteBPE(definition) if definition.is_byte_level else BPE(definition)
 
 
 def _is_dir(path: Path) -> bool:
@@ -125,15 +151,14 @@ def _vocab_and_merges(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def _check_agreement(
-    definition: TokenizerDefinition, one_file: Path, other: TokenizerDefinition, pair: tuple[Path, Path]
-) -> None:
+def _check_agreement(definition: TokenizerDefinition, one_file: Path, pair: tuple[Path, Path]) -> None:
     """Two files that contradict each other mean that one of them is wrong, and nobody could say which was used."""
-    if list(definition.merges) != list(other.merges):
+    vocab, merges = read_vocab(pair[0]), read_merges(pair[1])
+    if list(definition.merges) != merges:
         message = f"{one_file} (field model.merges) and {pair[1]} disagree. Remove the wrong one."
         raise InputFileError(message)
     ids = {**definition.vocab, **{token.text: token.id for token in definition.added_tokens}}
-    for token, token_id in other.vocab.items():
+    for token, token_id in vocab.items():
         if ids.get(token) != token_id:
             message = (
                 f"{one_file} (field model.vocab) and {pair[0]} disagree about {shown(token)}: "

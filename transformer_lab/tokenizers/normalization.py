@@ -11,7 +11,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal as OneOf
 
 from transformer_lab.tokenizers.expressions import Expression, Literal
@@ -48,7 +47,7 @@ class UnicodeForm:
 
 @dataclass(frozen=True)
 class Lowercase:
-    """Every character in lower case by itself, as in Unicode 17: a capital sigma at the end of a word is no exception."""
+    """Every character in lower case by itself, as in Unicode 17; so a sigma at the end of a word is no exception."""
 
     growth = 2
 

@@ -36,7 +36,8 @@ def _step(data: dict[str, Any], file: Path, field: str) -> NormalizerStep:
         case "StripAccents":
             return StripAccents()
         case "Strip":
-            return Strip(flag(data, "strip_left", file, True, f"{field}."), flag(data, "strip_right", file, True, f"{field}."))
+            left = flag(data, "strip_left", file, True, f"{field}.")
+            return Strip(left, flag(data, "strip_right", file, True, f"{field}."))
         case "Prepend":
             return Prepend(text(data, "prepend", file, prefix=f"{field}."))
         case "Replace":

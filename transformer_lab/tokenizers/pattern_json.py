@@ -11,9 +11,9 @@ from transformer_lab.tokenizers.json_fields import other_kind
 def read_pattern(value: object, file: Path, field: str) -> Literal | Expression:
     """The pattern in `value`. Raises InputFileError, also for an expression that may mean something else here."""
     match value:
-        case {"String": str(literal)} if len(value) == 1:
+        case {"String": str(literal), **other} if not other:
             return Literal(literal)
-        case {"Regex": str(expression)} if len(value) == 1:
+        case {"Regex": str(expression), **other} if not other:
             try:
                 return Expression(expression)
             except ConfigurationError as error:

@@ -204,7 +204,9 @@ def pre_tokenize(steps: Sequence[Callable[[str], Iterable[str]]]) -> Callable[[s
 def behind_the_beginning(steps: Sequence[PreTokenizerStep]) -> tuple[PreTokenizerStep, ...]:
     """The steps as they work on a part of a text that does not begin it."""
     return tuple(
-        replace(step, prepend_scheme="never") if isinstance(step, Metaspace) and step.prepend_scheme == "first" else step
+        replace(step, prepend_scheme="never")
+        if isinstance(step, Metaspace) and step.prepend_scheme == "first"
+        else step
         for step in steps
     )
 

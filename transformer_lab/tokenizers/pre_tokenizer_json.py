@@ -34,7 +34,8 @@ def _step(data: dict[str, Any], file: Path, field: str) -> PreTokenizerStep:
     prefix = f"{field}."
     match data.get("type"):
         case "ByteLevel":
-            return ByteLevel(flag(data, "add_prefix_space", file, True, prefix), flag(data, "use_regex", file, True, prefix))
+            prefix_space = flag(data, "add_prefix_space", file, True, prefix)
+            return ByteLevel(prefix_space, flag(data, "use_regex", file, True, prefix))
         case "Split":
             pattern = read_pattern(data.get("pattern"), file, f"{field}.pattern")
             behavior = choice(data, "behavior", file, None, prefix, _BEHAVIORS)
@@ -50,8 +51,8 @@ def _step(data: dict[str, Any], file: Path, field: str) -> PreTokenizerStep:
         case "WhitespaceSplit":
             return WhitespaceSplit()
         case kind:
-            known = "ByteLevel, Split, Metaspace, Digits, Punctuation, Whitespace, WhitespaceSplit or a Sequence of these"
-            raise other_kind(file, f"{field}.type", kind, known)
+            known = "ByteLevel, Split, Metaspace, Digits, Punctuation, Whitespace, WhitespaceSplit"
+            raise other_kind(file, f"{field}.type", kind, f"{known} or a Sequence of these")
 
 
 def _metaspace(data: dict[str, Any], file: Path, prefix: str) -> Metaspace:

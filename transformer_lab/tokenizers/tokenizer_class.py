@@ -14,7 +14,7 @@ from transformer_lab.tokenizers.normalization import Lowercase, Replace, Unicode
 from transformer_lab.tokenizers.pre_tokenization import ByteLevel, Split
 from transformer_lab.tokenizers.shown import shown
 
-# With GPT-2's split, and nothing else: the tokens that the class itself knows as special, where the vocabulary has them.
+# Those with GPT-2's split and nothing else, and the tokens that each knows as special, where the vocabulary has them.
 _ROBERTA = ("<s>", "</s>", "<unk>", "<pad>", "<mask>")
 _LIKE_GPT2 = {
     "GPT2Tokenizer": (END_OF_TEXT,),
@@ -54,8 +54,8 @@ def rules_of_class(name: str, add_prefix_space: bool | None, file: Path) -> tupl
     if kind == "CLIPTokenizer":
         return _clip(), ("<|startoftext|>", END_OF_TEXT)
     message = (
-        f"{file}, field tokenizer_class: {shown(name)} has a way of its own to cut a text, which vocab.json and merges.txt "
-        f"do not tell. Known are {', '.join(CLASSES)}; or bring its tokenizer.json."
+        f"{file}, field tokenizer_class: {shown(name)} has a way of its own to cut a text, of which vocab.json and "
+        f"merges.txt do not tell. Known are {', '.join(CLASSES)}; or bring its tokenizer.json."
     )
     raise InputFileError(message)
 

@@ -19,7 +19,16 @@ MOST_VALUES = 3_000_000
 
 
 def read_text(file: Path) -> str:
-    """The UTF-8 text of a regular file (or a link to one) of at most MAX_FILE_BYTES; otherwise an InputFileError.
+    """The UTF-8 text of a file; errors as in `read_bytes`."""
+    try:
+        return read_bytes(file).decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"{file} is not UTF-8 text: byte {error.start} is wrong."
+        raise InputFileError(message) from None
+
+
+def read_bytes(file: Path) -> bytes:
+    """What is in a regular file (or a link to one) of at most MAX_FILE_BYTES; otherwise an InputFileError.
 
     The kind of file is looked at before it is opened: opening a named pipe would wait for a writer, perhaps forever.
     """
@@ -32,10 +41,7 @@ def read_text(file: Path) -> str:
             message = f"{file} has {status.st_size} bytes, too many for a tokenizer file (at most {MAX_FILE_BYTES})."
             raise InputFileError(message)
         with open(file, "rb") as stream:
-            return stream.read(MAX_FILE_BYTES).decode("utf-8")
-    except UnicodeDecodeError as error:
-        message = f"{file} is not UTF-8 text: byte {error.start} is wrong."
-        raise InputFileError(message) from None
+            return stream.read(MAX_FILE_BYTES)
     except OSError as error:
         message = f"{file} cannot be read: {error.strerror or error}."
         raise InputFileError(message) from None
@@ -64,24 +70,29 @@ def read_json_object(file: Path) -> dict[str, Any]:
     return value
 
 
+def optional_json_object(file: Path) -> dict[str, Any]:
+    """The same, and an empty object if there is no such file."""
+    return read_json_object(file) if os.path.lexists(file) else {}
+
+
 def json_type(value: object) -> str:
     """What JSON calls the type of a parsed value, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number"}
     return names.get(type(value), "null" if value is None else "a number")
 
 
-def write_files(folder: Path, contents: Mapping[str, str]) -> None:
-    """Writes name -> text into `folder`: all under temporary names first, then renamed, so nothing old is half lost."""
+def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Writes name -> content into `folder`: all under temporary names first, then renamed: nothing old is half lost."""
     temporary: dict[Path, Path] = {}
     try:
         if folder.exists() and not folder.is_dir():
             message = f"{folder} is a file; a folder is needed."
             raise InputFileError(message)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in contents.items():
+        for name, content in contents.items():
             path = folder / f".{name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
             temporary[path] = folder / name
-            path.write_bytes(text.encode("utf-8"))
+            path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         for path, final in temporary.items():
             path.replace(final)
     except OSError as error:

@@ -19,7 +19,6 @@ from transformer_lab.tokenizers.json_fields import as_list, as_object, flag, oth
 from transformer_lab.tokenizers.normalizer_json import normalizer_json, read_normalizer
 from transformer_lab.tokenizers.pre_tokenizer_json import pre_tokenizer_json, read_pre_tokenizer
 from transformer_lab.tokenizers.shown import shown
-from transformer_lab.tokenizers.tokenizer_files import read_json_object
 
 # Above what was ever published; a file with more is refused before it fills the memory.
 MOST_MERGES = 1_000_000  # published: 580,604
@@ -29,17 +28,12 @@ MOST_ADDED_TOKENS = 50_000  # published: 6,415
 # Reading
 
 
-def read_tokenizer_json(file: Path) -> TokenizerDefinition:
-    """The definition in a tokenizer.json of a BPE tokenizer.
+def read_tokenizer_json_object(data: Mapping[str, Any], file: Path) -> TokenizerDefinition:
+    """The definition in the parsed tokenizer.json of a BPE tokenizer; `file` is its name for messages.
 
     Whatever would change the ids and is not read is refused with an InputFileError naming the file and the field. The
-    post_processor is left out: encode puts no tokens around a text. So are truncation and padding.
+    post_processor is for `text_template.py`; truncation and padding are left out.
     """
-    return read_tokenizer_json_object(read_json_object(file), file)
-
-
-def read_tokenizer_json_object(data: Mapping[str, Any], file: Path) -> TokenizerDefinition:
-    """The same from the parsed contents; `file` is the name for messages."""
     model = as_object(data.get("model"), file, "model")
     # Very old files have no type; they hold BPE.
     if model.get("type", "BPE") != "BPE":

@@ -4,7 +4,6 @@ vocab.json is a JSON object token -> id; merges.txt has one pair per line, the m
 What else a tokenizer does, the class in tokenizer_config.json says (`tokenizer_class.py`).
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from sys import intern
@@ -13,15 +12,19 @@ from typing import Any
 from transformer_lab.errors import InputFileError
 from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.definition import TokenizerDefinition
-from transformer_lab.tokenizers.json_fields import as_list, as_object, flag, require_few, text, vocabulary
+from transformer_lab.tokenizers.json_fields import as_object, flag, require_few, text, vocabulary
 from transformer_lab.tokenizers.shown import shown
 from transformer_lab.tokenizers.tokenizer_class import rules_of_class
-from transformer_lab.tokenizers.tokenizer_files import json_type, read_json_object, read_text
-from transformer_lab.tokenizers.tokenizer_json import MOST_ADDED_TOKENS, MOST_MERGES, checked_definition, read_added_token
+from transformer_lab.tokenizers.tokenizer_config import special_texts
+from transformer_lab.tokenizers.tokenizer_files import optional_json_object, read_json_object, read_text
+from transformer_lab.tokenizers.tokenizer_json import (
+    MOST_ADDED_TOKENS,
+    MOST_MERGES,
+    checked_definition,
+    read_added_token,
+)
 
 _HEADER = "#version: 0.2"
-# The keys of tokenizer_config.json and special_tokens_map.json that name special tokens.
-_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> TokenizerDefinition:
@@ -34,7 +37,7 @@ def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> TokenizerDefin
     folder = vocab_file.parent
     vocab = read_vocab(vocab_file)
     config_file = folder / "tokenizer_config.json"
-    config = _optional_object(config_file)
+    config = optional_json_object(config_file)
     has_prefix_space = config.get("add_prefix_space") is not None
     prefix_space = flag(config, "add_prefix_space", config_file, False) if has_prefix_space else None
     name = text(config, "tokenizer_class", config_file, "GPT2Tokenizer")
@@ -77,7 +80,7 @@ def _added_tokens_beside(
     tokens = {token: AddedToken(token, vocab[token]) for token in special if token in vocab}
 
     added_file = folder / "added_tokens.json"
-    added = vocabulary(_optional_object(added_file), added_file, "")
+    added = vocabulary(optional_json_object(added_file), added_file, "")
     require_few(len(added), MOST_ADDED_TOKENS, added_file, "added_tokens")
     for token, token_id in added.items():
         tokens[token] = AddedToken(token, token_id, special=False, normalized=True)
@@ -95,34 +98,11 @@ def _added_tokens_beside(
 
     known = {**vocab, **{token.text: token.id for token in tokens.values()}}
     roles_file = folder / "special_tokens_map.json"
-    for file, roles in ((config_file, config), (roles_file, _optional_object(roles_file))):
-        for name in _role_tokens(roles, file):
+    for file, roles in ((config_file, config), (roles_file, optional_json_object(roles_file))):
+        for name in special_texts(roles, file):
             if name in known and not (name in tokens and tokens[name].special):
                 old = tokens.get(name)
                 tokens[name] = AddedToken(
                     name, known[name], lstrip=bool(old and old.lstrip), rstrip=bool(old and old.rstrip)
                 )
     return sorted(tokens.values(), key=lambda token: token.id)
-
-
-def _role_tokens(roles: Mapping[str, Any], file: Path) -> list[str]:
-    """The texts of the tokens that the file names as special."""
-    more = roles.get("additional_special_tokens")
-    named = [(role, roles.get(role)) for role in _ROLES]
-    if more is not None:
-        field = "additional_special_tokens"
-        named += [(field, token) for token in as_list(more, file, field, MOST_ADDED_TOKENS)]
-    texts = []
-    for role, token in named:
-        name = token.get("content") if isinstance(token, dict) else token
-        if name is None:
-            continue
-        if not isinstance(name, str):
-            message = f"{file}, field {role}: expected the text of a token, found {json_type(name)}."
-            raise InputFileError(message)
-        texts.append(name)
-    return texts
-
-
-def _optional_object(file: Path) -> dict[str, Any]:
-    return read_json_object(file) if os.path.lexists(file) else {}

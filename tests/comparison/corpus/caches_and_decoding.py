@@ -4,6 +4,7 @@ Most are patches of transformer_lab/generation and cache, so all our backends ha
 tells.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -141,6 +142,11 @@ def end_token_kept(right: Any, self: Any, token: int, logprob: float, logits: An
         self.token_ids.append(token)
         self.logprobs.append(logprob)
     return right(self, token, logprob, logits)
+
+
+def with_the_first_end_token_alone(right: Any, folder: Any) -> Any:
+    original = right(folder)
+    return replace(original, end_of_text_ids=original.end_of_text_ids[:1])
 
 
 def stop_within_a_piece(right: Any, self: Any, text: str) -> str:
@@ -305,7 +311,7 @@ BUGS = (
         says="config.json lists two, as Llama 3's does; the second is generated like any other, and the text goes on.",
         place="generation",
         plant=planted(
-            everywhere("transformer_lab.checkpoints.config_file", "end_of_text_ids", lambda right, at: right(at)[:1]),
+            everywhere("transformer_lab.checkpoints.original", "read_original", with_the_first_end_token_alone),
             model="llama with two end tokens",
         ),
     ),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from random_models import random_arrays
 
-from transformer_lab.checkpoints import save_folder
+from transformer_lab.checkpoints import Original, save_folder, to_hf
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig
 
@@ -109,7 +109,12 @@ def _with_two_end_tokens(name: str) -> str:
     end = next(token for place, token in enumerate(chosen) if place > 4 and token not in chosen[:place])
     other = next(token for token in range(VOCABULARY) if token not in chosen)
     config = replace(config, end_of_text_id=other)
-    return _save(name, config, random_arrays(config, seed, 0.2), end_of_text_ids=(other, end))
+    return _save(
+        name,
+        config,
+        random_arrays(config, seed, 0.2),
+        original=Original({**to_hf(config), "eos_token_id": [other, end]}),
+    )
 
 
 def ids(length: int, seed: int = 0, below: int = VOCABULARY) -> list[int]:
