@@ -6,14 +6,13 @@ Read from tokenizer.json (`tokenizer_json.py`) or from vocab.json + merges.txt (
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from operator import add
 from typing import Any
 
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.byte_alphabet import CHARACTER_OF_BYTE, from_stand_ins, is_stand_in_text
 from transformer_lab.tokenizers.expressions import Literal
+from transformer_lab.tokenizers.merge_list import MergeList
 from transformer_lab.tokenizers.normalization import NormalizerStep, Prepend, Replace, Strip, StripAccents, growth
 from transformer_lab.tokenizers.normalization import normalize as normalized
 from transformer_lab.tokenizers.pre_tokenization import GPT2_PRE_TOKENIZER, ByteLevel, Metaspace, PreTokenizerStep
@@ -67,8 +66,10 @@ class TokenizerDefinition:
     def __post_init__(self) -> None:
         _check_text(self)
         _check_ids(self)
+        if not isinstance(self.merges, MergeList):
+            merges = MergeList.of_pairs(self.vocab, self.merges, self.continuing_subword_prefix)
+            object.__setattr__(self, "merges", merges)
         _check_unknown(self)
-        _ = self.merge_ids
         _check_added_tokens(self)
         _check_normalizer(self)
         _check_pre_tokenizer(self)
@@ -83,6 +84,12 @@ class TokenizerDefinition:
         """text -> id, in the order of the ids."""
         special = sorted((token.id, token.text) for token in self.added_tokens if token.special)
         return {text: token_id for token_id, text in special}
+
+    @property
+    def merge_list(self) -> MergeList:
+        """The merges with their ids."""
+        assert isinstance(self.merges, MergeList)
+        return self.merges
 
     @property
     def is_byte_level(self) -> bool:
@@ -105,36 +112,6 @@ class TokenizerDefinition:
         """Whether every byte is a token."""
         affixes = self.continuing_subword_prefix + self.end_of_word_suffix
         return not affixes and all(map(self.vocab.__contains__, CHARACTER_OF_BYTE))
-
-    @cached_property
-    def merge_ids(self) -> tuple[list[int], list[int], list[int]]:
-        """The merges in ids: what stands left, what stands right, and what becomes of the two."""
-        lefts = [left for left, _ in self.merges]
-        rights = [right for _, right in self.merges]
-        inside = map(self._inside, rights) if self.continuing_subword_prefix else rights
-        id_of = self.vocab.__getitem__
-        try:
-            return list(map(id_of, lefts)), list(map(id_of, rights)), list(map(id_of, map(add, lefts, inside)))
-        except KeyError:
-            raise self._wrong_merge() from None
-
-    def _inside(self, token: str) -> str:
-        """What a token adds to the one before it."""
-        prefix = self.continuing_subword_prefix
-        if not token.startswith(prefix):
-            message = f"merges: {shown(token)} does not begin with {shown(prefix)}, the continuing_subword_prefix."
-            raise ConfigurationError(message)
-        return token[len(prefix) :]
-
-    def _wrong_merge(self) -> ConfigurationError:
-        number, pair, missing = next(
-            (number, (left, right), token)
-            for number, (left, right) in enumerate(self.merges, start=1)
-            for token in (left, right, left + self._inside(right))
-            if token not in self.vocab
-        )
-        both = " + ".join(map(shown, pair))
-        return ConfigurationError(f"merges: number {number}, {both}, needs {shown(missing)}, which is not in vocab.")
 
 
 def _check_text(definition: TokenizerDefinition) -> None:
@@ -213,7 +190,7 @@ def _check_stand_ins(definition: TokenizerDefinition) -> None:
     """'é' in a vocabulary is byte 0xE9, in a text it is two bytes: one id cannot decode to both."""
     for token in definition.added_tokens if definition.reads_bytes else ():
         both = is_stand_in_text(token.text) and from_stand_ins(token.text) != token.text.encode("utf-8")
-        if both and (len(token.text) == 1 or token.id in definition.merge_ids[2]):
+        if both and (len(token.text) == 1 or token.id in definition.merge_list.merged):
             message = (
                 f"added_tokens: {shown(token.text)} is also the stand-in form of the ordinary token "
                 f"{shown(from_stand_ins(token.text))}, so its id would mean two things."

@@ -4,7 +4,10 @@ Knows nothing of models and of the network: names of models and hub ids are reso
 folder to `load_tokenizer_folder`.
 """
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -88,6 +91,23 @@ def load_tokenizer_folder(folder: str | PathLike[str], kind: str = "byte_bpe") -
         shown = str(folder) if len(str(folder)) < 300 else f"{str(folder)[:300]}..."
         message = f"The tokenizer folder {shown} {what}."
         raise InputFileError(message)
+    with _no_collection():
+        return _load(folder, kind)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python looks for garbage the more often the more objects are made; here a million are, and all of them stay."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _load(folder: Path, kind: str) -> Tokenizer | None:
     one_file = folder / "tokenizer.json"
     pair = _vocab_and_merges(folder)
     if _exists(one_file):

@@ -81,15 +81,15 @@ class Merger:
     @cached_property
     def _rank_of_pair(self) -> dict[tuple[int, int], int]:
         """The urgency of a pair of ids, lower is sooner. Made for the first piece, since that takes a while."""
-        left, right, _ = self._definition.merge_ids
-        return dict(zip(zip(left, right, strict=True), range(len(left)), strict=True))
+        merges = self._definition.merge_list
+        return dict(zip(zip(merges.left, merges.right, strict=True), range(len(merges)), strict=True))
 
     def merge(self, ids: list[int]) -> list[int]:
         """Merges the most urgent pair, the leftmost of equals, until no pair is listed. Changes and returns `ids`.
 
         `ranks[i]` is the urgency of the pair (ids[i], ids[i + 1]); a merge changes only the pairs beside it.
         """
-        rank_of, merged_id = self._rank_of_pair.get, self._definition.merge_ids[2]
+        rank_of, merged_id = self._rank_of_pair.get, self._definition.merge_list.merged
         ranks = list(map(rank_of, pairwise(ids), repeat(_NO_MERGE)))
         while ranks:
             rank = min(ranks)
@@ -110,7 +110,7 @@ class Merger:
         A merge does not search the heap for the pairs it destroyed: they are recognised when they come up, because
         the pair that then stands at their position has another rank, or none.
         """
-        rank_of, merged_id = self._rank_of_pair.get, self._definition.merge_ids[2]
+        rank_of, merged_id = self._rank_of_pair.get, self._definition.merge_list.merged
         end = len(ids)
         following = list(range(1, end + 1))
         previous = list(range(-1, end - 1))

@@ -6,9 +6,8 @@ where its folder comes from (`loading.py`).
 """
 
 from collections.abc import Mapping
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
-from sys import intern
 from typing import Any
 
 from transformer_lab.errors import ConfigurationError, InputFileError
@@ -16,6 +15,7 @@ from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.decoding import decoder_rules
 from transformer_lab.tokenizers.definition import BYTE_LEVEL_DECODER, TokenizerDefinition
 from transformer_lab.tokenizers.json_fields import as_list, as_object, flag, other_kind, text, vocabulary
+from transformer_lab.tokenizers.merge_list import MergeList
 from transformer_lab.tokenizers.normalizer_json import normalizer_json, read_normalizer
 from transformer_lab.tokenizers.pre_tokenizer_json import pre_tokenizer_json, read_pre_tokenizer
 from transformer_lab.tokenizers.shown import shown
@@ -45,8 +45,8 @@ def read_tokenizer_json_object(data: Mapping[str, Any], file: Path) -> Tokenizer
     decoder_rules(decoder, str(file))  # refuses what it does not know
     return checked_definition(
         file,
-        vocab=vocabulary(model.get("vocab"), file, "model.vocab"),
-        merges=_merges(model.get("merges"), file),
+        vocabulary(model.get("vocab"), file, "model.vocab"),
+        _merges(model.get("merges"), file),
         added_tokens=_added_tokens(data.get("added_tokens"), file),
         normalizer=read_normalizer(data.get("normalizer"), file),
         pre_tokenizer=read_pre_tokenizer(data.get("pre_tokenizer"), file),
@@ -60,30 +60,41 @@ def read_tokenizer_json_object(data: Mapping[str, Any], file: Path) -> Tokenizer
     )
 
 
-def checked_definition(file: Path, **parts: Any) -> TokenizerDefinition:
-    """TokenizerDefinition(**parts), with `file` in front of what it finds wrong."""
+def checked_definition(
+    file: Path, vocab: dict[str, int], merges: list[str], continuing_subword_prefix: str = "", **parts: Any
+) -> TokenizerDefinition:
+    """A TokenizerDefinition, with `file` in front of what it finds wrong. merges: the tokens of all in a row."""
+    prefix = continuing_subword_prefix
     try:
-        return TokenizerDefinition(**parts)
+        merge_list = MergeList(vocab, merges, prefix)
+        return TokenizerDefinition(vocab, merge_list, continuing_subword_prefix=prefix, **parts)
     except ConfigurationError as error:
         message = f"{file}, field {error}"
         raise InputFileError(message) from None
 
 
-def _merges(value: object, file: Path) -> list[tuple[str, str]]:
-    """All at once, since there may be half a million: as texts "a b", or as lists ["a", "b"]."""
+def _merges(value: object, file: Path) -> list[str]:
+    """The tokens of all merges in a row. They are texts "a b" or lists ["a", "b"], and there may be half a million."""
     entries = as_list(value, file, "model.merges", MOST_MERGES)
-    kinds = set(map(type, entries))
-    tokens: list[Any] = []
-    # With the line end between all tokens they are one text, unless it stands in one, or a text has not one space.
-    if kinds == {str} and not any("\n" in entry for entry in entries):
-        if {entry.count(" ") for entry in entries} == {1}:
-            tokens = "\n".join(entries).replace(" ", "\n").split("\n")
-    elif kinds == {list} and set(map(len, entries)) == {2}:
-        tokens = list(chain.from_iterable(entries))
-    if set(map(type, tokens)) <= {str} and len(tokens) == 2 * len(entries):
-        tokens = list(map(intern, tokens))  # a token stands in many merges: one object for all of them
-        return list(zip(tokens[::2], tokens[1::2], strict=True))
-    return [_merge(entry, number, file) for number, entry in enumerate(entries)]
+    tokens = _tokens_of_texts(entries) or _tokens_of_lists(entries)
+    if len(tokens) != 2 * len(entries):
+        tokens = [token for number, entry in enumerate(entries) for token in _merge(entry, number, file)]
+    return tokens
+
+
+def _tokens_of_texts(entries: list[Any]) -> list[str]:
+    """The tokens of all merges in a row; [] if one is no text, or has not one space."""
+    if set(map(type, entries)) != {str} or set(map(str.count, entries, repeat(" "))) != {1}:
+        return []
+    return "\0".join(entries).replace(" ", "\0").split("\0")  # too many, if a null character stands in one
+
+
+def _tokens_of_lists(entries: list[Any]) -> list[str]:
+    """The same of lists; [] if one is no list of two texts."""
+    if set(map(type, entries)) != {list} or set(map(len, entries)) != {2}:
+        return []
+    tokens = list(chain.from_iterable(entries))
+    return tokens if set(map(type, tokens)) == {str} else []
 
 
 def _merge(entry: object, number: int, file: Path) -> tuple[str, str]:

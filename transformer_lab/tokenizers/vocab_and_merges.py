@@ -5,6 +5,7 @@ What else a tokenizer does, the class in tokenizer_config.json says (`tokenizer_
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -43,7 +44,8 @@ def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> TokenizerDefin
     name = text(config, "tokenizer_class", config_file, "GPT2Tokenizer")
     parts, special = rules_of_class(name, prefix_space, config_file)
     added = _added_tokens_beside(folder, config, vocab, special)
-    return checked_definition(vocab_file, vocab=vocab, merges=read_merges(merges_file), added_tokens=added, **parts)
+    merges = list(chain.from_iterable(read_merges(merges_file)))
+    return checked_definition(vocab_file, vocab, merges, added_tokens=added, **parts)
 
 
 def read_vocab(file: Path) -> dict[str, int]:
