@@ -13,8 +13,7 @@ from tokenizer_references import TEXTS, assigned_text, plain_encode, random_assi
 
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.paths import data_folder
-from transformer_lab.tokenizers import ByteBPE, TokenizerDefinition
-from transformer_lab.tokenizers import byte_alphabet
+from transformer_lab.tokenizers import ByteBPE, TokenizerDefinition, byte_alphabet
 from transformer_lab.tokenizers.byte_alphabet import CHARACTER_OF_BYTE, from_stand_ins, to_stand_ins
 
 FOLDER = data_folder("resources") / "tokenizer_data" / "gpt2"

@@ -16,7 +16,7 @@ from typing import Literal as OneOf
 from transformer_lab.tokenizers.byte_alphabet import to_stand_ins
 from transformer_lab.tokenizers.expressions import WORD_CHARACTERS, Expression, Literal, Span
 from transformer_lab.tokenizers.gpt2_split import gpt2_split
-from transformer_lab.tokenizers.unicode_versions import newer_than
+from transformer_lab.tokenizers.unicode_versions import as_ranges, characters_of_9_to_16
 
 # What becomes of the text that a Split finds: it is left out, stands alone, joins its neighbour, or its like.
 Behavior = OneOf["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
@@ -171,8 +171,9 @@ def _digit() -> Expression:
 
 @cache
 def _punctuation() -> Expression:
-    later = "".join(Expression(r"\p{P}").findall("".join(map(chr, chain.from_iterable(newer_than(8))))))
-    return Expression(rf"(?![{later}])[!-/:-@\[-`{{-~\p{{P}}\u166d]")  # U+166D: no punctuation since Unicode 12
+    later = "".join(Expression(r"\p{P}").findall(characters_of_9_to_16()))
+    # U+166D and U+111C9 have not been punctuation since Unicode 12 and 11.
+    return Expression(rf"(?![{as_ranges(''.join(sorted(later)))}])[!-/:-@\[-`{{-~\p{{P}}\u166d𑇉]")
 
 
 @cache

@@ -12,7 +12,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable
 from functools import cache
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 from transformer_lab.errors import UnavailableError
@@ -37,9 +37,8 @@ def _assigned_in() -> dict[str, list[range]]:
 @cache
 def newer_than(version: int) -> list[range]:
     """The code points that Unicode 8, 9 or 16 (`version`) had not assigned, in order."""
-    ages = _assigned_in()
     since = {8: ("9", "16", "later"), 9: ("16", "later"), 16: ("later",)}[version]
-    return sorted((codes for age in since for codes in ages[age]), key=lambda codes: codes.start)
+    return sorted((codes for age in since for codes in _assigned_in()[age]), key=lambda codes: codes.start)
 
 
 @cache
@@ -51,6 +50,11 @@ def is_newer(code: int, version: int) -> bool:
     """True if Unicode 8, 9 or 16 (`version`) had not assigned this code point."""
     place = bisect_right(_starts(version), code) - 1
     return place >= 0 and code in newer_than(version)[place]
+
+
+def characters_of_9_to_16() -> str:
+    """The characters that came after Unicode 8 and not after 16."""
+    return "".join(map(chr, chain.from_iterable(chain(_assigned_in()["9"], _assigned_in()["16"]))))
 
 
 class Characters:
@@ -69,6 +73,14 @@ class Characters:
         return not self.members.isdisjoint(text)
 
 
+def as_ranges(characters: str) -> str:
+    """Characters outside ASCII, in order, as the inside of a class in an expression: neighbours as a range."""
+    codes = list(map(ord, characters))
+    begins = [code for before, code in pairwise([-1, *codes]) if code != before + 1]
+    ends = [code for code, behind in pairwise([*codes, -1]) if behind != code + 1]
+    return "".join(f"{chr(begin)}-{chr(end)}" for begin, end in zip(begins, ends, strict=True))
+
+
 # U+0295 was a small letter until Unicode 17 took it for one without case. No other character that Unicode 16 had has
 # changed its general category since (up to Unicode 18; the tests look).
 _CHANGED = {"Ll": "\u0295"}
@@ -76,7 +88,7 @@ _CHANGED = {"Ll": "\u0295"}
 
 @cache
 def seen_otherwise() -> dict[str, str]:
-    """What the installed `regex` puts elsewhere than Unicode 16 did: general category there -> characters."""
+    """What the installed `regex` puts elsewhere than Unicode 16 did: general category there -> characters, in order."""
     import regex  # here, because importing the package must stay cheap
 
     if regex.match(r"\p{Cn}", "\u1c89"):
