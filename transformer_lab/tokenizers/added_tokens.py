@@ -60,6 +60,8 @@ class AddedTokenFinder:
                 start = max(done, len(text[:start].rstrip(WHITE_SPACE)))
             if token.rstrip:
                 end = len(text) - len(text[end:].lstrip(WHITE_SPACE))
+            if start >= end:  # of white space, which belongs to the token before it
+                continue
             if done < start:
                 yield text[done:start]
             yield token.id
