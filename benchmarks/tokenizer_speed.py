@@ -25,7 +25,7 @@ import tiktoken
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from transformer_lab.tokenizers import END_OF_TEXT, ByteBPE, load_tokenizer, train_tokenizer
-from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT
+from transformer_lab.tokenizers.gpt2_split import GPT2_SPLIT
 
 RESULTS = Path(__file__).parent / "results" / "tokenizer_speed.json"
 

@@ -41,7 +41,7 @@ from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, shapes
 from transformer_lab.tokenizers import ByteBPE, load_tokenizer_folder
-from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT
+from transformer_lab.tokenizers.gpt2_split import GPT2_SPLIT
 
 MOST_GROWTH = 500e6  # bytes above the interpreter with everything imported
 INDEX = "model.safetensors.index.json"

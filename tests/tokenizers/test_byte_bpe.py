@@ -13,8 +13,7 @@ from tokenizer_references import TEXTS, assigned_text, plain_encode, random_assi
 
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.paths import data_folder
-from transformer_lab.tokenizers import ByteBPE, TokenizerDefinition
-from transformer_lab.tokenizers import byte_bpe as byte_bpe_module
+from transformer_lab.tokenizers import ByteBPE, TokenizerDefinition, byte_alphabet
 from transformer_lab.tokenizers.byte_alphabet import CHARACTER_OF_BYTE, from_stand_ins, to_stand_ins
 
 FOLDER = data_folder("resources") / "tokenizer_data" / "gpt2"
@@ -80,9 +79,10 @@ def test_more_long_random_text(seed, gpt2, gpt2_library, tiktoken_gpt2):
 @given_fixture
 @given(text=strategies.text(strategies.characters(max_codepoint=127), max_size=60))
 def test_ascii_takes_the_same_cut_as_other_text(text):
-    from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT, _pattern, split_function
+    from transformer_lab.tokenizers.expressions import Expression
+    from transformer_lab.tokenizers.gpt2_split import GPT2_SPLIT, gpt2_split
 
-    assert split_function((GPT2_SPLIT,))(text) == _pattern(GPT2_SPLIT).findall(text)
+    assert gpt2_split(text) == Expression(GPT2_SPLIT).findall(text)
 
 
 def test_merging_without_ranks_is_noticed(gpt2, tiktoken_gpt2):
@@ -93,7 +93,7 @@ def test_merging_without_ranks_is_noticed(gpt2, tiktoken_gpt2):
 def test_a_broken_byte_table_is_noticed(gpt2, tiktoken_gpt2, monkeypatch):
     swapped = list(CHARACTER_OF_BYTE)
     swapped[0xC3], swapped[0xE4] = swapped[0xE4], swapped[0xC3]
-    monkeypatch.setattr(byte_bpe_module, "CHARACTER_OF_BYTE", swapped)
+    monkeypatch.setattr(byte_alphabet, "CHARACTER_OF_BYTE", swapped)
     wrong = ByteBPE(gpt2.definition)
     assert any(wrong.encode(text) != tiktoken_gpt2.encode_ordinary(text) for text in TEXTS)
     assert any(wrong.decode(wrong.encode(text)) != text for text in TEXTS)
@@ -244,8 +244,9 @@ def test_long_pieces_merge_as_short_ones(alphabet, gpt2, tiktoken_gpt2):
     for length in (99, 100, 101, 500, 3000):
         text = "".join(chooser.choice(alphabet) for _ in range(length)).replace(" ", "")
         assert gpt2.encode(text) == tiktoken_gpt2.encode_ordinary(text)
-        ids = [gpt2._byte_ids[byte] for byte in text.encode()]
-        assert gpt2._merge(list(ids)) == gpt2._merge_long(list(ids))
+        merger = gpt2._merger
+        ids = merger.symbols(to_stand_ins(text.encode()))
+        assert merger.merge(list(ids)) == merger.merge_long(list(ids))
 
 
 def test_merging_takes_no_quadratic_time(gpt2):

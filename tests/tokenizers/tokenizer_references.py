@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from transformer_lab.tokenizers import ByteBPE
 from transformer_lab.tokenizers.byte_alphabet import to_stand_ins
-from transformer_lab.tokenizers.pre_tokenization import GPT2_SPLIT
+from transformer_lab.tokenizers.gpt2_split import GPT2_SPLIT
 
 TEXTS = [
     "",
@@ -41,6 +41,21 @@ TEXTS = [
 assigned_text = strategies.text(
     strategies.characters(exclude_categories=("Cs", "Cn")) | strategies.sampled_from(" \n\t'séß'll09<|>"), max_size=80
 )
+
+# Any text at all, and often what means something to a tokenizer: with | between, in Python's words.
+REMARKABLE = r"""
+ |  |\n|\r\n|\t|a|the| king|THE|it's|I'M|12|1234567|½|é|e\u0301|ß|İ|Σ|ﬁ|①|Ａ|你好|한국어|ำ|\u0301|🙂|👨\u200d👩
+\0|\x1c|\u00a0|\u2028|\u3000|▁|Ġ|Â|<s>|</s>|<unk>|<0x0A>|<x>|##|</w>|.|,|!?|_|-|$|+
+\u0295|\u0295Ab|\U0001faea|\u088f|\U00016ea0|\U00011de3|\U00011938|\u32ff|\ua7ce
+"""
+_remarkable = (
+    REMARKABLE.strip("\n").replace("\n", "|").encode("latin-1", "backslashreplace").decode("unicode_escape").split("|")
+)
+any_text = strategies.lists(
+    strategies.text(strategies.characters(exclude_categories=("Cs",)), max_size=8)
+    | strategies.sampled_from(_remarkable),
+    max_size=14,
+).map("".join)
 
 
 def tiktoken_encoding(tokenizer: ByteBPE, expression: str = GPT2_SPLIT) -> tiktoken.Encoding:

@@ -1,9 +1,10 @@
-"""Text to token ids and back: byte-level BPE by hand, its training, and the `tokenizers` library behind one interface.
+"""Text to token ids and back: BPE by hand, its training, and the `tokenizers` library behind one interface.
 
-Reading order: byte_alphabet, pre_tokenization, byte_bpe, bpe_training; the rest is files and edges. Depends on nothing
-else in this project, and only `huggingface.py` names the library.
+Reading order: byte_alphabet, gpt2_split, pre_tokenization, merging, bpe, bpe_training; the rest is files and edges.
+Depends on nothing else in this project, and only `huggingface.py` names the library.
 """
 
+from transformer_lab.tokenizers.bpe import BPE
 from transformer_lab.tokenizers.bpe_training import train_tokenizer
 from transformer_lab.tokenizers.byte_bpe import ByteBPE
 from transformer_lab.tokenizers.chat_template import chat_text
@@ -19,6 +20,7 @@ from transformer_lab.tokenizers.loading import (
 )
 
 __all__ = [
+    "BPE",
     "END_OF_TEXT",
     "TOKENIZER_FILES",
     "TOKENIZER_KINDS",

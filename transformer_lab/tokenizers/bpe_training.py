@@ -26,13 +26,8 @@ from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.byte_alphabet import BYTE_OF_CHARACTER, CHARACTER_OF_BYTE
 from transformer_lab.tokenizers.byte_bpe import ByteBPE
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
-from transformer_lab.tokenizers.pre_tokenization import (
-    GPT2_SPLIT,
-    last_safe_cut,
-    replace_lone_surrogates,
-    sections,
-    split_function,
-)
+from transformer_lab.tokenizers.gpt2_split import gpt2_split, last_safe_cut, sections
+from transformer_lab.tokenizers.pre_tokenization import replace_lone_surrogates
 
 _log = logging.getLogger(__name__)
 
@@ -216,11 +211,10 @@ def _next_piece(pieces: Iterator[str], waiting: int) -> str | None:
 
 def count_words(documents: Iterable[str]) -> Counter[bytes]:
     """How often each piece of the pre-tokenization occurs, as UTF-8 bytes."""
-    split = split_function((GPT2_SPLIT,))
     counts: Counter[str] = Counter()
     for document in documents:
         for section in sections(document, size=2**16):
-            counts.update(split(section))
+            counts.update(gpt2_split(section))
     words: Counter[bytes] = Counter()
     for word, number in counts.items():
         try:

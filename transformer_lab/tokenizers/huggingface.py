@@ -17,11 +17,12 @@ import tokenizers
 
 from transformer_lab.errors import ConfigurationError, InputFileError, printable, shown
 from transformer_lab.tokenizers.byte_alphabet import from_stand_ins
-from transformer_lab.tokenizers.byte_bpe import checked_token_ids
 from transformer_lab.tokenizers.decoding import Rule, decoder_rules
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
+from transformer_lab.tokenizers.json_fields import require_few
 from transformer_lab.tokenizers.original_files import save_files
 from transformer_lab.tokenizers.pre_tokenization import replace_lone_surrogates
+from transformer_lab.tokenizers.saving import rendered
 from transformer_lab.tokenizers.stream_decoder import (
     BytesDecoding,
     Decoding,
@@ -30,13 +31,8 @@ from transformer_lab.tokenizers.stream_decoder import (
     WholeDecoding,
 )
 from transformer_lab.tokenizers.text_template import TextTemplate
-from transformer_lab.tokenizers.tokenizer_json import (
-    MOST_MERGES,
-    read_tokenizer_json_object,
-    rendered,
-    require_few,
-    to_tokenizer_json,
-)
+from transformer_lab.tokenizers.token_ids import checked_token_ids
+from transformer_lab.tokenizers.tokenizer_json import MOST_MERGES, read_tokenizer_json_object, to_tokenizer_json
 
 LARGEST_ID = 10_000_000  # far above any vocabulary
 

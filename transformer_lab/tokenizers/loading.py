@@ -4,13 +4,17 @@ Knows nothing of models and of the network: names of models and hub ids are reso
 folder to `load_tokenizer_folder`.
 """
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from transformer_lab.errors import ConfigurationError, InputFileError, shown
 from transformer_lab.paths import data_folder, expanded
+from transformer_lab.tokenizers.bpe import BPE
 from transformer_lab.tokenizers.byte_bpe import ByteBPE
 from transformer_lab.tokenizers.definition import TokenizerDefinition
 from transformer_lab.tokenizers.interface import Tokenizer
@@ -18,7 +22,8 @@ from transformer_lab.tokenizers.original_files import original_files
 from transformer_lab.tokenizers.text_template import text_template
 from transformer_lab.tokenizers.tokenizer_config import with_tokenizer_config
 from transformer_lab.tokenizers.tokenizer_files import read_json_object
-from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json_object, read_vocab_and_merges
+from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json_object
+from transformer_lab.tokenizers.vocab_and_merges import read_merges, read_vocab, read_vocab_and_merges
 
 TOKENIZER_KINDS = ("byte_bpe", "huggingface")
 # What a folder is searched for, in this order.
@@ -80,6 +85,23 @@ def load_tokenizer_folder(folder: str | PathLike[str], kind: str = "byte_bpe") -
         what = "is not a folder" if _exists(folder) else "does not exist"
         message = f"The tokenizer folder {folder} {what}."
         raise InputFileError(message)
+    with _no_collection():
+        return _load(folder, kind)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python looks for garbage the more often the more objects are made; here a million are, and all of them stay."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _load(folder: Path, kind: str) -> Tokenizer | None:
     one_file = folder / "tokenizer.json"
     pair = _vocab_and_merges(folder)
     if _exists(one_file):
@@ -101,8 +123,8 @@ def _of_one_file(data: dict[str, Any], file: Path, kind: str, pair: tuple[Path, 
         return HuggingFaceTokenizer.from_tokenizer_json(data, file)
     definition = read_tokenizer_json_object(data, file)
     if pair:
-        _check_agreement(definition, file, read_vocab_and_merges(*pair), pair)
-    return ByteBPE(definition)
+        _check_agreement(definition, file, pair)
+    return _by_hand(definition)
 
 
 def _of_definition(definition: TokenizerDefinition, kind: str) -> Tokenizer:
@@ -110,7 +132,11 @@ def _of_definition(definition: TokenizerDefinition, kind: str) -> Tokenizer:
         from transformer_lab.tokenizers.huggingface import HuggingFaceTokenizer
 
         return HuggingFaceTokenizer.from_definition(definition)
-    return ByteBPE(definition)
+    return _by_hand(definition)
+
+
+def _by_hand(definition: TokenizerDefinition) -> BPE:
+    return ByteBPE(definition) if definition.is_byte_level else BPE(definition)
 
 
 def _is_dir(path: Path) -> bool:
@@ -139,15 +165,14 @@ def _vocab_and_merges(folder: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def _check_agreement(
-    definition: TokenizerDefinition, one_file: Path, other: TokenizerDefinition, pair: tuple[Path, Path]
-) -> None:
+def _check_agreement(definition: TokenizerDefinition, one_file: Path, pair: tuple[Path, Path]) -> None:
     """Two files that contradict each other mean that one of them is wrong, and nobody could say which was used."""
-    if list(definition.merges) != list(other.merges):
+    vocab, merges = read_vocab(pair[0]), read_merges(pair[1])
+    if list(definition.merges) != merges:
         message = f"{one_file} (field model.merges) and {pair[1]} disagree. Remove the wrong one."
         raise InputFileError(message)
     ids = {**definition.vocab, **{token.text: token.id for token in definition.added_tokens}}
-    for token, token_id in other.vocab.items():
+    for token, token_id in vocab.items():
         if ids.get(token) != token_id:
             message = (
                 f"{one_file} (field model.vocab) and {pair[0]} disagree about {shown(token)}: "

@@ -1,140 +1,215 @@
-r"""Cuts text into the pieces inside which BPE may merge ("pre-tokens"): words, numbers, punctuation, white space.
+"""Cuts text into the pieces inside which BPE may merge ("pre-tokens"), as the `pre_tokenizer` of a tokenizer.json says.
 
-Without this cut BPE would learn tokens such as `dog.` and `dog!` beside `dog`. GPT-2's rule is one regular expression:
-a contraction, or letters, digits or other signs with at most one space before them, or white space; the last white
-space of a run is left to the word behind it. Later models changed the expression and kept the idea.
+A pre-tokenizer is a list of steps. Each takes a piece and gives pieces, in order, some of them changed: ByteLevel and
+Metaspace write spaces as other characters, Split and its kin only cut, and may leave something out. Empty pieces do not
+count. Results are those of the `tokenizers` library, which the names come from too.
 
-Also here: where a long text may be cut without changing the pieces, so that reading in sections is exact.
-Knows nothing of bytes, merges or ids.
+Knows nothing of merges or ids.
 """
 
-import re
-from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
+from typing import Literal as OneOf
 
-from transformer_lab.errors import InputFileError, shown
+from transformer_lab.tokenizers.byte_alphabet import to_stand_ins
+from transformer_lab.tokenizers.expressions import WORD_CHARACTERS, Expression, Literal, Span
+from transformer_lab.tokenizers.gpt2_split import gpt2_split
+from transformer_lab.tokenizers.unicode_versions import as_ranges, characters_of_9_to_16
 
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-# The same cut for ASCII text, in the words of the standard library's `re`, which is twice as fast as `regex` but does
-# not know \p{L}. The commonest alternative comes first: the alternatives cannot match at the same place, except the
-# contractions and the signs, and those two keep their order.
-_GPT2_SPLIT_ASCII = r" ?[A-Za-z]+|'(?:[stmd]|re|ve|ll)| ?[0-9]+| ?[^\t-\r A-Za-z0-9]+|[\t-\r ]+(?![^\t-\r ])|[\t-\r ]+"
-
-# Small enough that one curly quote sends only its neighbourhood down the slower path.
-_SECTION = 4096
-
-# Of an expression from a file, in characters; published ones have some hundred.
-_LONGEST_EXPRESSION = 10_000
-_SECONDS = 10.0  # for cutting a text with such an expression, and as many more as it has 100,000 characters
-
-Split = Callable[[str], list[str]]
-
-# The part of the expression language that means the same in `regex` and in the Oniguruma of the `tokenizers` library.
-# Left out on purpose: capturing groups (findall would return them), \h \w \b . ^ $ (they differ), set operations in
-# classes, and repeated groups (a hostile file could make those take exponential time).
-_SHARED_SYNTAX = r"""(?x:
-    \(\?(?:i?:|<?[!=]) | \)(?![*+{]) | \|
-  | (?: \\p\{\^?[A-Za-z_]+\} | \\P\{[A-Za-z_]+\} | \\[sSdDrnt'"/\-.\[\](){}?*+|\\^$] | [^\\\[\](){}?*+|.^$]
-      | \[\^?(?: \\p\{\^?[A-Za-z_]+\} | \\P\{[A-Za-z_]+\} | \\[sSdDrnt'"/\-.\[\](){}?*+|\\^$]
-               | [^\\\[\]&~|\-] | (?<!-)-(?!-) | \|(?!\|) | &(?!&) | ~(?!~) )+ \] )
-    (?: [?*+][?+]? | \{[0-9]+(?:,[0-9]*)?\}(?![?+*]) )?
-  | (?<=\))\?(?![?+*])
-)*"""
+# What becomes of the text that a Split finds: it is left out, stands alone, joins its neighbour, or its like.
+Behavior = OneOf["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
 
 
-@lru_cache(64)
-def _pattern(expression: str) -> Any:
-    import regex  # here, because importing the package must stay cheap
+@dataclass(frozen=True)
+class Split:
+    """Cuts at the matches of a pattern; inverted, what lies between them is taken for the matches."""
 
-    return regex.compile(expression)
+    pattern: Literal | Expression
+    behavior: Behavior = "Isolated"
+    invert: bool = False
+
+    def __call__(self, text: str) -> list[str]:
+        matches_alone = self.behavior == "Removed" and self.invert
+        if isinstance(self.pattern, Expression) and (self.behavior == "Isolated" or matches_alone):
+            matches = self.pattern.findall(text)  # quicker than asking where they stand
+            if all(matches) and (matches_alone or sum(map(len, matches)) == len(text)):
+                return matches
+            if not matches:
+                return [text]
+        elif isinstance(self.pattern, Literal) and self.pattern.text not in text:
+            return [] if matches_alone else [text]
+        return _pieces(text, self.pattern.spans(text), self.behavior, self.invert)
 
 
-def is_supported(expression: str) -> bool:
-    """True if a split expression from a file is known to mean here what it means to the `tokenizers` library."""
-    import regex
+def _pieces(text: str, matches: list[Span], behavior: Behavior, invert: bool) -> list[str]:
+    parts: list[tuple[int, int, bool]] = []  # start, end, whether it counts as a match
+    end = 0
+    for match in matches:
+        if end < match[0]:
+            parts.append((end, match[0], invert))
+        parts.append((*match, not invert))
+        end = match[1]
+    if end < len(text):
+        parts.append((end, len(text), invert))
+    if behavior == "Removed":
+        parts = [part for part in parts if not part[2]]
+    elif behavior == "Contiguous":
+        parts = _joined(parts, lambda before, part: before[2] == part[2])
+    elif behavior == "MergedWithPrevious":
+        parts = _joined(parts, lambda before, part: part[2] and not before[2])
+    elif behavior == "MergedWithNext":
+        # The same seen from behind: a match joins the part that follows, unless that is a match.
+        mirrored = [(-end, -start, match) for start, end, match in reversed(parts)]
+        mirrored = _joined(mirrored, lambda before, part: part[2] and not before[2])
+        parts = [(-end, -start, match) for start, end, match in reversed(mirrored)]
+    return [text[start:end] for start, end, _ in parts if start < end]
 
-    if len(expression) > _LONGEST_EXPRESSION or not _pattern(_SHARED_SYNTAX).fullmatch(expression):
-        return False
-    try:
-        _pattern(expression)
-    except (regex.error, RecursionError):  # the second for hundreds of groups inside each other
-        return False
-    return True
+
+Part = tuple[int, int, bool]
+
+
+def _joined(parts: list[Part], belong: Callable[[Part, Part], bool]) -> list[Part]:
+    """Parts that belong to the one directly before them, joined with it."""
+    joined: list[Part] = []
+    before: Part | None = None
+    for part in parts:
+        if before is not None and belong(before, part):
+            joined[-1] = (joined[-1][0], part[1], part[2])
+        else:
+            joined.append(part)
+        before = part
+    return joined
+
+
+@dataclass(frozen=True)
+class ByteLevel:
+    """GPT-2's way: its split, and every byte of UTF-8 as one visible character (`byte_alphabet.py`).
+
+    add_prefix_space: a space is put before a piece that begins with none. use_regex: False leaves the split out.
+    """
+
+    add_prefix_space: bool = False
+    use_regex: bool = True
+
+    def __call__(self, text: str) -> list[str]:
+        return [to_stand_ins(piece.encode("utf-8")) for piece in self.cut(text)]
+
+    def cut(self, text: str) -> Iterable[str]:
+        """The pieces before their bytes are written as characters."""
+        if self.add_prefix_space and not text.startswith(" "):
+            text = f" {text}"
+        return gpt2_split(text) if self.use_regex else (text,)
+
+
+@dataclass(frozen=True)
+class Metaspace:
+    """SentencePiece's way: spaces become visible, each begins a piece, and the text begins with one.
+
+    prepend_scheme: "always" puts one before every piece that begins with none, "first" only where the text begins
+    (not behind an added token), "never" nowhere. split: False leaves the cutting out.
+    Kudo and Richardson 2018, arXiv 1808.06226.
+    """
+
+    replacement: str = "▁"
+    prepend_scheme: OneOf["always", "first", "never"] = "always"
+    split: bool = True
+
+    def __call__(self, text: str) -> list[str]:
+        text = text.replace(" ", self.replacement)
+        if self.prepend_scheme != "never" and not text.startswith(self.replacement):
+            text = self.replacement + text
+        return Split(Literal(self.replacement), "MergedWithNext")(text) if self.split else [text]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Numbers by themselves; each digit by itself if they are individual. A digit is every character of category N."""
+
+    individual: bool = False
+
+    def __call__(self, text: str) -> list[str]:
+        return Split(_digit(), "Isolated" if self.individual else "Contiguous")(text)
+
+
+@dataclass(frozen=True)
+class Punctuation:
+    """Cuts at each punctuation character: ASCII's, which are more than category P, and those of Unicode 8."""
+
+    behavior: Behavior = "Isolated"
+
+    def __call__(self, text: str) -> list[str]:
+        return Split(_punctuation(), self.behavior)(text)
+
+
+@dataclass(frozen=True)
+class Whitespace:
+    """Words, and what stands between them without white space, which is left out."""
+
+    def __call__(self, text: str) -> list[str]:
+        return Split(_words_and_signs(), "Removed", invert=True)(text)
+
+
+@dataclass(frozen=True)
+class WhitespaceSplit:
+    """What stands between white space, which is left out."""
+
+    def __call__(self, text: str) -> list[str]:
+        return Split(_no_white_space(), "Removed", invert=True)(text)
+
+
+PreTokenizerStep = Split | ByteLevel | Metaspace | Digits | Punctuation | Whitespace | WhitespaceSplit
+GPT2_PRE_TOKENIZER: tuple[PreTokenizerStep, ...] = (ByteLevel(),)
 
 
 @cache
-def _gpt2_split() -> Split:
-    ascii_pieces = re.compile(_GPT2_SPLIT_ASCII).findall
-    all_pieces: Split = _pattern(GPT2_SPLIT).findall
-
-    def split(text: str) -> list[str]:
-        return ascii_pieces(text) if text.isascii() else all_pieces(text)
-
-    return split
+def _digit() -> Expression:
+    # Two groups of digits came with Unicode 17, which the library follows in this.
+    return Expression("[\\p{N}\U00011de0-\U00011de9\U00016ff4-\U00016ff6]")
 
 
-def split_function(expressions: tuple[str, ...]) -> Split:
-    """The function str -> pieces, in order and without gaps, for one or several expressions applied in turn."""
-    if expressions == (GPT2_SPLIT,):
-        return _gpt2_split()
-    patterns = [_pattern(expression) for expression in expressions]
-
-    def split(text: str) -> list[str]:
-        pieces = [text] if text else []
-        for pattern in patterns:
-            pieces = [inner for piece in pieces for inner in _isolate(pattern, piece)]
-        return pieces
-
-    return split
+@cache
+def _punctuation() -> Expression:
+    later = "".join(Expression(r"\p{P}").findall(characters_of_9_to_16()))
+    # U+166D and U+111C9 have not been punctuation since Unicode 12 and 11.
+    return Expression(rf"(?![{as_ranges(''.join(sorted(later)))}])[!-/:-@\[-`{{-~\p{{P}}\u166d𑇉]")
 
 
-def _isolate(pattern: Any, text: str) -> list[str]:
-    """The matches, and what lies between them, in order."""
-    # A text of a few hundred spaces can keep `\s+\s+\s+\s+\d` busy for years, and expressions come from files.
-    seconds = _SECONDS + len(text) / 100_000
-    try:
-        pieces: list[str] = pattern.findall(text, timeout=seconds)
-        if sum(map(len, pieces)) == len(text) and all(pieces):
-            return pieces
-        pieces, end = [], 0
-        for match in pattern.finditer(text, timeout=seconds):
-            if match.end() > match.start():
-                if match.start() > end:
-                    pieces.append(text[end : match.start()])
-                pieces.append(match.group())
-                end = match.end()
-    except TimeoutError:
-        message = f"tokenizer.json, field pre_tokenizer: {shown(pattern.pattern)} takes too long to cut this text."
-        raise InputFileError(message) from None
-    return [*pieces, text[end:]] if end < len(text) else pieces
+@cache
+def _words_and_signs() -> Expression:
+    return Expression(rf"[{WORD_CHARACTERS}]+|[^{WORD_CHARACTERS}\s]+")
 
 
-def last_safe_cut(text: str, low: int, high: int) -> int:
-    """The largest i in [low, high) where GPT-2's split has a border whatever surrounds the text; -1 if there is none.
-
-    A space behind a character that is not white space is such a place: a piece holds a space at its first position or
-    consists of white space alone, and the one look-ahead sits at the end of white space.
-    """
-    i = text.rfind(" ", max(low, 1), high)
-    while i > 0 and text[i - 1].isspace():
-        i = text.rfind(" ", max(low, 1), i)
-    return i
+@cache
+def _no_white_space() -> Expression:
+    return Expression(r"\S+")
 
 
-def sections(text: str, size: int = _SECTION) -> Iterator[str]:
-    """Sections of about `size` characters, cut at safe places: their pieces are those of the whole text."""
-    start = 0
-    while len(text) - start > size:
-        cut = text.find(" ", start + size)
-        while cut > 0 and text[cut - 1].isspace():
-            cut = text.find(" ", cut + 1)
-        if cut < 0:
-            break
-        yield text[start:cut]
-        start = cut
-    yield text[start:] if start else text
+def pre_tokenize(steps: Sequence[Callable[[str], Iterable[str]]]) -> Callable[[str], Iterable[str]]:
+    """The function text -> pieces of all steps, one after the other."""
+    if not steps:
+        return lambda text: (text,)
+    if len(steps) == 1:
+        return steps[0]
+
+    def pieces(text: str) -> Iterable[str]:
+        found: Iterable[str] = (text,)
+        for step in steps:
+            found = chain.from_iterable(map(step, found))
+        return found
+
+    return pieces
+
+
+def behind_the_beginning(steps: Sequence[PreTokenizerStep]) -> tuple[PreTokenizerStep, ...]:
+    """The steps as they work on a part of a text that does not begin it."""
+    return tuple(
+        replace(step, prepend_scheme="never")
+        if isinstance(step, Metaspace) and step.prepend_scheme == "first"
+        else step
+        for step in steps
+    )
 
 
 def replace_lone_surrogates(text: str) -> str:
