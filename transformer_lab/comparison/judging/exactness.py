@@ -4,6 +4,7 @@ A tap that one participant shows and another does not is a difference too: nothi
 The gradients of parameters are looked at as taps are, after them, under names of their own.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,13 +35,13 @@ class Exactness:
     """
 
     folder: Path
-    differing: dict[str, dict[str, int]] = field(default_factory=dict)
+    differing: dict[str, Counter[str]] = field(default_factory=dict)
     sizes: dict[str, dict[tuple[int, str], int]] = field(default_factory=dict)
     certificate: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     first: Spool | None = None
 
     def begin(self, participant: str) -> None:
-        self.differing[participant], self.sizes[participant] = {}, {}
+        self.differing[participant], self.sizes[participant] = Counter(), {}
         if len(self.differing) == 1:
             self.first = Spool(self.folder)
 
@@ -49,14 +50,11 @@ class Exactness:
         assert self.first is not None
         participant = list(self.differing)[-1]
         self.sizes[participant][prompt, name] = value.size
-        counts = self.differing[participant]
-        counts.setdefault(name, 0)
+        before = self.first.read(prompt, name) if len(self.differing) > 1 else None
+        differing = 0 if before is None else int(np.count_nonzero(_bits(before) != _bits(value)))
+        self.differing[participant][name] += differing
         if len(self.differing) == 1:
             self.first.write(prompt, name, value)
-            return
-        before = self.first.read(prompt, name)
-        if before is not None:
-            counts[name] += int(np.count_nonzero(_bits(before) != _bits(value)))
 
     def equal(self, participant: str) -> bool:
         """Whether it showed the very taps that the first one did, bit for bit."""
@@ -64,15 +62,13 @@ class Exactness:
         return shown.keys() == others.keys() and not any(self.differing[participant].values())
 
     @property
-    def missing(self) -> dict[str, dict[str, int]]:
+    def missing(self) -> dict[str, Counter[str]]:
         """{participant: {tap: elements that another one showed for some prompt and this one did not}}."""
         everything = {shown: size for sizes in self.sizes.values() for shown, size in sizes.items()}
-        found: dict[str, dict[str, int]] = {}
+        found: dict[str, Counter[str]] = {participant: Counter() for participant in self.sizes}
         for participant, sizes in self.sizes.items():
-            counts = found[participant] = {}
-            for (prompt, tap), size in everything.items():
-                if (prompt, tap) not in sizes:
-                    counts[tap] = counts.get(tap, 0) + size
+            for prompt, tap in everything.keys() - sizes.keys():
+                found[participant][tap] += everything[prompt, tap]
         return found
 
     @property
@@ -95,9 +91,9 @@ class Exactness:
         missing = self.missing
         for tap in self.taps(order):
             for participant, counts in self.differing.items():
-                if counts.get(tap, 0):
+                if counts[tap]:
                     return Difference(tap, participant, counts[tap])
-                if missing[participant].get(tap, 0):
+                if missing[participant][tap]:
                     return Difference(tap, participant, missing[participant][tap], missing=True)
         return None
 

@@ -28,8 +28,9 @@ from transformer_lab.comparison.judging.generation.text import TextBehind
 from transformer_lab.comparison.judging.generation.uncached import CACHED_SLACK, ROUNDING, ROUNDING_OF_FLOAT32
 from transformer_lab.generation.continuation import Generation
 from transformer_lab.generation.sampling import Sampling
+from transformer_lab.language_model.request import Request
 
-DRAWN = Sampling(temperature=0.8, top_k=8)  # without the many rare tokens, which noise would leave open
+DRAWN = {"temperature": 0.8, "top_k": 8}  # without the many rare tokens, which noise would leave open
 # Every rule at once.
 SAMPLED = Sampling(temperature=0.9, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
 # The first makes a row avoid what it has seen, the second return to it; in both, what another row saw would be noticed.
@@ -96,13 +97,14 @@ class GenerateChecks:
             self.runs.append(asked(who, lambda: [self.model.generate(prompt, new) for prompt in given]))
         for number, run in enumerate(self.runs):
             for prompt, found in enumerate(run):
-                if (fault := self.uncached.unexplained(found)) is not None:
+                request = Request(given[prompt], new)
+                if (fault := self.uncached.unexplained(found, request)) is not None:
                     finding = (
                         f"{who} chose token {fault[0]} after prompt {prompt} against its own logits ({fault[1]}); its "
                         "cache or its choice of the likeliest differs."
                     )
                     raise Wrong(finding)
-                self.generate.judge(f"the continuation of prompt {prompt} (run {number})", found, given[prompt], new)
+                self.generate.judge(f"the continuation of prompt {prompt} (run {number})", found, request)
         count = sum(len(found.token_ids) for found in self.runs[0])
         return f"{count} tokens after {len(given)} prompts, {runs} times."
 
@@ -145,9 +147,9 @@ class GenerateChecks:
         seeds = [self.seed, self.seed + 1, self.seed, self.seed + 2, self.seed + 3]
         with_one, with_several = "a sampled batch with one seed", "a sampled batch with a seed for each row"
         self.uncached.decided = self.uncached.open = 0
-        one = self.generate.batch(with_one, [first, second, third, first, second], self.few, DRAWN, self.seed)
-        several = self.generate.batch(with_several, [first, first, first, second, first], self.few, DRAWN, seeds)
-        alone = self.generate.one("row 1 of a sampled batch alone", first, self.few, DRAWN, seeds[1])
+        one = self.generate.batch(with_one, [first, second, third, first, second], self.few, seed=self.seed, **DRAWN)
+        several = self.generate.batch(with_several, [first, first, first, second, first], self.few, seed=seeds, **DRAWN)
+        alone = self.generate.one("row 1 of a sampled batch alone", first, self.few, seed=seeds[1], **DRAWN)
         self.generate.same(f"row 3 of {with_one}", one[3], one[0], "as row 0, its equal")
         self.generate.same(f"row 2 of {with_several}", several[2], several[0], "as row 0")
         self.generate.same(f"row 1 of {with_several}", several[1], alone, "alone")
@@ -164,8 +166,8 @@ class GenerateChecks:
         rows = [first, likely, [*first, likely[0]], second]
         self.uncached.decided = self.uncached.open = 0
         for penalty in PENALTIES:
-            rule = Sampling(repetition_penalty=penalty)
-            self.generate.batch(f"a batch with a repetition penalty of {penalty}", rows, self.few, rule, self.seed)
+            what = f"a batch with a repetition penalty of {penalty}"
+            self.generate.batch(what, rows, self.few, seed=self.seed, repetition_penalty=penalty)
         return (
             f"{len(rows)} rows that begin with what others say, penalties {PENALTIES[0]} and {PENALTIES[1]}: "
             f"{self.uncached.decided} tokens were chosen again; rounding left {self.uncached.open} more open."
@@ -217,8 +219,8 @@ class GenerateChecks:
             self.generate.one("a shorter prompt after a longer one", short, self.few),
             self.generate.one("the first call again", long, self.few),
             self.generate.one("a prompt that begins like the first", twin, self.few),
-            self.generate.one("a sampled call", short, self.few, DRAWN, self.seed),
-            self.generate.one("a sampled call again", short, self.few, DRAWN, self.seed),
+            self.generate.one("a sampled call", short, self.few, seed=self.seed, **DRAWN),
+            self.generate.one("a sampled call again", short, self.few, seed=self.seed, **DRAWN),
         ]
         self.generate.batch("a batch after single calls", self.rows, self.few)
         self.generate.same("the first call again", found[2], found[0], "as before")

@@ -6,15 +6,15 @@ sampler; so it does not matter what a batch, a call before or a padded row shoul
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 from transformer_lab.comparison.judging.generation.check import Wrong, asked, require
 from transformer_lab.comparison.judging.generation.text import TextBehind
-from transformer_lab.comparison.judging.generation.uncached import GREEDY, Uncached
+from transformer_lab.comparison.judging.generation.uncached import Uncached
 from transformer_lab.generation.continuation import Generation
-from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import LanguageModel
+from transformer_lab.language_model.request import Request
 
 
 class JudgedGenerate:
@@ -28,59 +28,35 @@ class JudgedGenerate:
         self.handed_out = 0
         self.wrong_logprob: str | None = None
 
-    def batch(
-        self,
-        what: str,
-        prompts: Sequence[list[int]],
-        new: int,
-        sampling: Sampling = GREEDY,
-        seed: int | Sequence[int] = 0,
-        stop: Sequence[str] = (),
-        **more: Any,
-    ) -> list[Generation]:
-        """One for each prompt, in one call. what: is asked for, in a sentence. new: tokens. more: to `generate`."""
-        found: list[Generation] = self._asked(what, list(prompts), new, sampling, seed, stop=stop, **more)
+    def batch(self, what: str, prompts: list[list[int]], new: int, **options: Any) -> list[Generation]:
+        """One for each prompt, in one call. what: this is, in a sentence. new: tokens. options: those of `generate`."""
+        found = asked(f"{what} on {self.participant}", lambda: self.model.generate(prompts, new, **options))
         finding = f"{what} on {self.participant} has {len(found)} continuations of {len(prompts)} prompts."
         require(len(found) == len(prompts), finding)
-        seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
-        for row, (one, prompt, number) in enumerate(zip(found, prompts, seeds, strict=True)):
-            self.judge(f"row {row} of {what}", one, prompt, new, sampling, number, stop)
-        return found
+        request = Request(prompts, new, **options)
+        for row, (one, prompt, seed) in enumerate(zip(found, prompts, request.seeds(), strict=True)):
+            self.judge(f"row {row} of {what}", one, replace(request, prompt=prompt, seed=seed))
+        return list(found)
 
-    def one(self, what: str, prompt: list[int], new: int, sampling: Sampling = GREEDY, seed: int = 0) -> Generation:
+    def one(self, what: str, prompt: list[int], new: int, **options: Any) -> Generation:
         """The same for one prompt."""
-        found: Generation = self._asked(what, prompt, new, sampling, seed)
-        self.judge(what, found, prompt, new, sampling, seed)
+        found: Any = asked(f"{what} on {self.participant}", lambda: self.model.generate(prompt, new, **options))
+        self.judge(what, found, Request(prompt, new, **options))
         return found
 
-    def _asked(self, what: str, prompt: Any, new: int, sampling: Sampling, seed: Any, **more: Any) -> Any:
-        rules = asdict(sampling)
-        return asked(
-            f"{what} on {self.participant}", lambda: self.model.generate(prompt, new, seed=seed, **rules, **more)
-        )
-
-    def stream(self, what: str, prompt: list[int], new: int, stop: Sequence[str]) -> None:
+    def stream(self, what: str, prompt: list[int], new: int, stop: list[str]) -> None:
         """Greedy, and the pieces that it shows must be its text."""
         who = f"{what} on {self.participant}"
-        stream = asked(who, lambda: self.model.stream(prompt, new, stop=list(stop)))
+        stream = asked(who, lambda: self.model.stream(prompt, new, stop=stop))
         shown = asked(who, lambda: "".join(stream))
-        self.judge(what, stream.result, prompt, new, stop=stop)
+        self.judge(what, stream.result, Request(prompt, new, stop=stop))
         require(shown == stream.result.text, f"{who} showed {shown!r} and has the text {stream.result.text!r}.")
 
-    def judge(
-        self,
-        what: str,
-        found: Generation,
-        prompt: list[int],
-        limit: int,
-        sampling: Sampling = GREEDY,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-    ) -> None:
+    def judge(self, what: str, found: Generation, request: Request) -> None:
         """That it is a generation of this prompt, by these rules, and with the end that these and the model ask for."""
         who, tokens, ends = f"{what} on {self.participant}", found.token_ids, self.model.end_of_text_ids
-        require(found.prompt_token_ids == prompt, f"{who} is the continuation of another prompt.")
-        if (fault := self.uncached.unexplained(found, sampling, seed)) is not None:
+        require(found.prompt_token_ids == request.prompt, f"{who} is the continuation of another prompt.")
+        if (fault := self.uncached.unexplained(found, request)) is not None:
             place, how = fault
             finding = f"{who} has at token {place} another one than the model's uncached logits and the rules ({how})."
             raise Wrong(finding)
@@ -88,7 +64,10 @@ class JudgedGenerate:
             require(token not in ends, f"{who} did not end before the end token {token}, at token {place}.")
         text, needed = None, None
         if self.model.tokenizer is not None:
-            text, needed = TextBehind(self.model.tokenizer, prompt).until(tokens, stop)
+            text, needed = TextBehind(self.model.tokenizer, found.prompt_token_ids).until(
+                tokens, request.stop_strings()
+            )
+        limit = request.max_new_tokens
         expected = "length" if len(tokens) == limit else "end_of_text" if ends else "no end before the limit"
         expected = expected if needed is None else "stop"
         ended = f"{who} ended after {len(tokens)} of {limit} tokens with {found.finish_reason!r}"
@@ -104,10 +83,11 @@ class JudgedGenerate:
     def _note_logprobs(self, who: str, found: Generation) -> None:
         """The first that is wrong is kept. It is a fault of what is looked at now, too, if all before were right."""
         if self.wrong_logprob is None and (fault := self.uncached.wrong_logprob(found)) is not None:
+            place, gap = fault
             self.wrong_logprob = (
-                f"the log-probability of token {fault[0]} in {who} is not that of the model's uncached "
+                f"the log-probability of token {place} in {who} is not that of the model's uncached logits "
+                f"(off by {gap:.3g})."
             )
-            self.wrong_logprob += f"logits (off by {fault[1]:.3g})."
             require(not self.handed_out, self.wrong_logprob)
         self.handed_out += len(found.logprobs)
 

@@ -12,8 +12,8 @@ import numpy as np
 from transformer_lab.comparison.judging.beside_bounds import difference
 from transformer_lab.comparison.judging.generation.second_sampler import first_wrong, resampled
 from transformer_lab.generation.continuation import Generation
-from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import LanguageModel
+from transformer_lab.language_model.request import Request
 
 # How far the logits of cached decoding may be from those of one pass over the same tokens, in units of the largest
 # error that this pass itself has against the truth.
@@ -21,7 +21,6 @@ CACHED_SLACK = 8.0
 # A log-probability is computed from float32 logits in float32, save its sum: relative to their range.
 ROUNDING = {"float64": 2.0**-40}
 ROUNDING_OF_FLOAT32 = 2.0**-22
-GREEDY = Sampling()
 
 
 class Uncached:
@@ -38,18 +37,18 @@ class Uncached:
         self._passes: dict[tuple[int, ...], list[tuple[list[int], np.ndarray]]] = {}
         self._noise_of: dict[tuple[int, ...], float] = {}
 
-    def unexplained(self, generation: Generation, sampling: Sampling = GREEDY, seed: int = 0) -> tuple[int, str] | None:
-        """The first token that does not follow from the logits, the rules and the model's end tokens: (its place, how
-        so), or None."""
+    def unexplained(self, generation: Generation, request: Request) -> tuple[int, str] | None:
+        """The first token that does not follow from the logits, the rules of the request and the model's end tokens:
+        (its place, how so), or None. request: of one prompt."""
         prompt, chosen = generation.prompt_token_ids, generation.token_ids
         ends = self.model.end_of_text_ids if generation.finish_reason == "end_of_text" else ()
         rows = self._pass(prompt, chosen)[1]
         found: tuple[int, str] | None = None
         for noise in self._noises(prompt, chosen):
-            if sampling.greedy:
+            if request.greedy:
                 found, undecided = _not_the_likeliest(rows, chosen, ends, noise), 0
             else:
-                expected = resampled(rows[: len(chosen)], chosen, sampling, seed, prompt, noise)
+                expected = resampled(rows[: len(chosen)], chosen, request, request.seeds()[0], prompt, noise)
                 wrong, undecided = first_wrong(chosen, expected), expected.count(None)
                 found = None if wrong is None else (wrong, f"in place of {expected[wrong]}")
             if found is None:
