@@ -14,12 +14,13 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+
+from participants import Died, measured
 
 SHORT = (
     "In the harbour the boats were",
@@ -66,18 +67,26 @@ def main() -> None:
         child(options.child)
         return
     found: dict[str, list[dict]] = {case: [] for case in CASES}
+    lost: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.rounds + 1):
             for place, case in enumerate(CASES):
+                if case in lost:
+                    continue
                 # A folder for each case: what one compiles would help another.
                 cache = {
                     "JAX_COMPILATION_CACHE_DIR": f"{folder}/{place}",
                     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 }
                 command = [sys.executable, __file__, "--child", case]
-                run = subprocess.run(command, env=os.environ | cache, capture_output=True, text=True, check=True)
-                found[case].append(json.loads(run.stdout.splitlines()[-1]))
-                print(number, case, found[case][-1], flush=True)
+                try:
+                    found[case].append(measured(command, cache))
+                except Died as death:
+                    lost[case] = str(death)
+                    del found[case]
+                    print(f"lost: {case} {death}", file=sys.stderr, flush=True)
+                else:
+                    print(number, case, found[case][-1], flush=True)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, python {platform.python_version()}"
     result = {
         "command": f"python benchmarks/comparison_speed.py --rounds {options.rounds}",
@@ -92,6 +101,7 @@ def main() -> None:
             }
             for case, rows in found.items()
         },
+        "lost": lost,
     }
     for case, row in result["cases"].items():
         print(f"{case}: {row}")

@@ -5,7 +5,8 @@
 One process per participant, all loaded, asked in turn; a round asks each one every case. The figures are medians over
 the rounds, the ratios medians of the ratios within a round. Decoding: rows * (n - 1) / (time of n tokens - time of 1).
 Writes benchmarks/results/generation_speed.json and prints a table. The peers are in generation_peers.py; those that are
-not installed are left out. "stream" reads each weight matrix once per token and does nothing else.
+not installed are left out, and one that dies is named and loses its row alone. "stream" reads each weight matrix once
+per token and does nothing else.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from generation_peers import PEERS, installed
+from participants import Participants
 
 # name -> (prompt tokens, rows, whether decoding is measured)
 CASES = {"p32": (32, 1, True), "p768": (768, 1, True), "p32 x 8": (32, 8, True), "p512 first": (512, 1, False)}
@@ -60,30 +61,6 @@ def work(name, new_tokens):
         print(json.dumps({"times": times, "peak_mb": peak}), flush=True)
 
 
-class Participant:
-    def __init__(self, name, new_tokens):
-        command = [sys.executable, __file__, "--work", name, "--new-tokens", str(new_tokens)]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        self.child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        line = self.child.stdout.readline()
-        if not line:
-            message = f"{name} could not be loaded"
-            raise RuntimeError(message)
-        self.load_s = json.loads(line)["load_s"]
-
-    def ask(self, case):
-        self.child.stdin.write(case + "\n")
-        self.child.stdin.flush()
-        return json.loads(self.child.stdout.readline())
-
-
 def figure(case, times, new_tokens):
     """Tokens per second, or milliseconds to the first token."""
     _, rows, decodes = CASES[case]
@@ -100,21 +77,23 @@ def main():
     if options.work:
         work(options.work, options.new_tokens)
         return
-    people = {name: Participant(name, options.new_tokens) for name in options.participants}
-    found = {name: {case: [] for case in CASES} for name in people}
-    peak = {}
-    for number in range(options.rounds + 1):  # the first round compiles and warms up
-        for case in CASES:
-            for name, person in people.items():
-                answer = person.ask(case)
-                peak[name] = answer["peak_mb"]
-                if number:
-                    found[name][case].append(figure(case, answer["times"], options.new_tokens))
-        print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, "--new-tokens", str(options.new_tokens), "--work"]
+    with Participants({name: [*command, name] for name in options.participants}, {"HF_HUB_OFFLINE": "1"}) as people:
+        loads = {name: person.first["load_s"] for name, person in people.alive.items()}
+        found = {name: {case: [] for case in CASES} for name in people.alive}
+        peak = {}
+        for number in range(options.rounds + 1):  # the first round compiles and warms up
+            for case in CASES:
+                for name, answer in people.ask(case):
+                    peak[name] = answer["peak_mb"]
+                    if number:
+                        found[name][case].append(figure(case, answer["times"], options.new_tokens))
+            print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
+        found = {name: found[name] for name in people.alive}
     base = found.get("transformers")
     rows = {}
     for name, cases in found.items():
-        rows[name] = {"load_s": round(people[name].load_s, 2), "peak_mb": round(peak[name])}
+        rows[name] = {"load_s": round(loads[name], 2), "peak_mb": round(peak[name])}
         for case, values in cases.items():
             row = {
                 "median": round(statistics.median(values), 1),
@@ -131,6 +110,7 @@ def main():
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}, python {platform.python_version()}",
         "packages": {name: version(name) for name in ("numpy", "torch", "jax", "transformers")},
         "rows": rows,
+        "lost": people.lost,
     }
     path = Path(__file__).parent / "results" / "generation_speed.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
@@ -140,6 +120,8 @@ def main():
             f"{row[case]['median']:>12.1f} ({row[case].get('ratio', 0):.2f})"[:20].rjust(20) for case in CASES
         )
         print(f"{name:16}{cells}{row['load_s']:>10.2f}{row['peak_mb']:>10}")
+    for name, how in people.lost.items():
+        print(f"{name:16}  lost: it {how}")
 
 
 def processor():

@@ -14,12 +14,13 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+
+from participants import Died, measured
 
 PARTICIPANTS = ("transformers", "numpy", "torch", "jax")
 PROMPT = list(range(100, 132))
@@ -94,6 +95,7 @@ def main() -> None:
         child(*options.child)
         return
     found: dict[str, list[dict[str, float]]] = {name: [] for name in PARTICIPANTS}
+    lost: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         import torch
         import transformers
@@ -103,20 +105,25 @@ def main() -> None:
         transformers.GPT2LMHeadModel(config).save_pretrained(folder)
         weights = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
         for number in range(options.rounds + 1):
-            for name in PARTICIPANTS:
-                answer = subprocess.run(
-                    [sys.executable, __file__, "--child", name, folder], capture_output=True, text=True, check=True
-                )
+            for name in list(found):
+                try:
+                    answer = measured([sys.executable, __file__, "--child", name, folder])
+                except Died as death:
+                    lost[name] = str(death)
+                    del found[name]
+                    print(f"lost: {name} {death}", file=sys.stderr, flush=True)
+                    continue
                 if number:
-                    found[name].append(json.loads(answer.stdout.splitlines()[-1]))
+                    found[name].append(answer)
             print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
     rows = {}
     for name, answers in found.items():
         rows[name] = {key: round(statistics.median(a[key] for a in answers), 2) for key in answers[0]}
         rows[name]["growth"] = round(rows[name].pop("growth_bytes") / weights, 2)
-        pairs = zip(answers, found["transformers"], strict=True)
-        ready = [(a["import_s"] + a["load_s"]) / (b["import_s"] + b["load_s"]) for a, b in pairs]
-        rows[name]["ready_ratio"] = round(statistics.median(ready), 2)
+        if "transformers" in found:
+            pairs = zip(answers, found["transformers"], strict=True)
+            ready = [(a["import_s"] + a["load_s"]) / (b["import_s"] + b["load_s"]) for a, b in pairs]
+            rows[name]["ready_ratio"] = round(statistics.median(ready), 2)
         print(f"{name:14}", rows[name])
     result = {
         "command": f"python benchmarks/start.py --rounds {options.rounds}",
@@ -126,6 +133,7 @@ def main() -> None:
         "weights_bytes": weights,
         "packages": {name: version(name) for name in ("numpy", "torch", "jax", "transformers")},
         "rows": rows,
+        "lost": lost,
     }
     path = Path(__file__).parent / "results" / "start.json"
     path.write_text(json.dumps(result, indent=2) + "\n")

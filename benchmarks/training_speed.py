@@ -14,13 +14,13 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from participants import Participants
 from start import held_bytes
 
 VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS, BATCH = 4096, 256, 384, 6, 6, 16
@@ -97,7 +97,7 @@ def work(name, steps):
     step = plain() if name == "plain" else ours(name)
     draw = np.random.default_rng(0)
     before, number = held_bytes("VmRSS"), 0
-    print("ready", flush=True)
+    print("{}", flush=True)  # ready
     for _ in sys.stdin:
         begin = time.perf_counter()
         for _ in range(steps):
@@ -124,21 +124,15 @@ def main():
     if options.work:
         work(options.work, options.steps)
         return
-    children = {}
-    for name in options.participants:
-        command = [sys.executable, __file__, "--work", name, "--steps", str(options.steps)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        children[name] = subprocess.Popen(command, **pipes)
-        children[name].stdout.readline()
-    found = {name: [] for name in children}
-    for number in range(options.rounds + 1):  # the first round compiles and warms up
-        for name, child in children.items():
-            child.stdin.write("steps\n")
-            child.stdin.flush()
-            answer = json.loads(child.stdout.readline())
-            if number:
-                found[name].append(answer)
-        print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, "--steps", str(options.steps), "--work"]
+    with Participants({name: [*command, name] for name in options.participants}) as people:
+        found = {name: [] for name in people.alive}
+        for number in range(options.rounds + 1):  # the first round compiles and warms up
+            for name, answer in people.ask("steps"):
+                if number:
+                    found[name].append(answer)
+            print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
+        found = {name: found[name] for name in people.alive}
     rows = {}
     for name, answers in found.items():
         speeds = [answer["tokens_per_s"] for answer in answers]
@@ -158,6 +152,7 @@ def main():
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}",
         "packages": {name: version(name) for name in ("numpy", "torch", "jax")},
         "rows": rows,
+        "lost": people.lost,
     }
     path = Path(__file__).parent / "results" / "training_speed.json"
     path.write_text(json.dumps(result, indent=2) + "\n")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from transformer_lab.config import Settings, groups, names
-from transformer_lab.errors import ConfigurationError, LabError, printable
+from transformer_lab.errors import ConfigurationError, LabError, printable, shortened
 from transformer_lab.memory import is_out_of_memory
 
 HELP = """\
@@ -142,9 +142,9 @@ def report(error: BaseException, debug: bool = False) -> int:
         code = 4
     elif isinstance(error, OSError):
         where = f": {str(error.filename)!r}" if error.filename else ""
-        message, code = f"Error: {error.strerror or error}{where}.", 4
+        message, code = f"Error: {shortened(f'{error.strerror or error}{where}')}.", 4
     else:
-        said = f"{type(error).__name__}: {printable(str(error))}"
+        said = f"{type(error).__name__}: {shortened(printable(str(error)))}"
         message = f"This is a bug in transformer_lab, not a mistake of yours: {said}"
         message += "" if debug else "\nRun it again with --debug for the traceback, and please report it."
         code = 1

@@ -6,13 +6,13 @@ What Hydra then refuses is said again in plain words, with the nearest name. Hyd
 more than the rest of the package.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.config import (
     PRIMARY,
     Settings,
@@ -23,7 +23,7 @@ from transformer_lab.config import (
     unknown_choice,
     unknown_key,
 )
-from transformer_lab.errors import ConfigurationError, UnavailableError
+from transformer_lab.errors import ConfigurationError, UnavailableError, shown
 from transformer_lab.paths import data_folder
 
 # Taken as typed, and never given to Hydra.
@@ -100,8 +100,8 @@ def opened(config_dir: str | None = None) -> Iterator[Any]:
 
     path = create_config_search_path(str(data_folder("conf")))
     if config_dir is not None:
-        folder = Path(config_dir).expanduser().absolute()
-        if not folder.is_dir():
+        folder = Path(os.path.expanduser(config_dir)).absolute()
+        if not os.path.isdir(folder):
             message = f"--config-dir is {config_dir!r}, which is not a folder."
             raise ConfigurationError(message)
         # After conf/, so that ours keep their names; Hydra wants its own "schema" to stay the last.
@@ -117,7 +117,7 @@ def extra_groups(config_dir: str | None) -> list[str]:
     """Groups that a --config-dir adds to ours: its folders with YAML files in them."""
     if config_dir is None:
         return []
-    folder = Path(config_dir).expanduser()
+    folder = Path(os.path.expanduser(config_dir))
     found = {path.parent.relative_to(folder).as_posix() for path in folder.glob("*/**/*.yaml")}
     return sorted(group for group in found if group.split("/")[0] not in (*groups(), "hydra"))
 
@@ -175,7 +175,7 @@ def run(
     except BrokenPipeError:
         raise
     except OSError as error:  # the work answers for its own: this is the folder of the run, and Hydra's files in it
-        where = quoted(str(error.filename)) if error.filename else "The folder of this run"
+        where = shown(str(error.filename)) if error.filename else "The folder of this run"
         message = f"{where} cannot be written: {(error.strerror or str(error)).lower()}."
         raise UnavailableError(message) from error
     except HydraException as error:  # what only the chosen sweeper can tell: that it does not know an `interval(0,1)`
@@ -259,6 +259,9 @@ def _compose(hydra: Any, words: Sequence[str]) -> Any:
         raise ConfigurationError(message) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explained(hydra, error, words) from error
+    except OSError as error:  # a name too long for a file, a folder that may not be read
+        message = f"A configuration file cannot be read: {(error.strerror or str(error)).lower()}: {error.filename!r}."
+        raise ConfigurationError(message) from error
 
 
 def _parsed(words: Sequence[str]) -> list[Any]:

@@ -7,6 +7,7 @@ as MKL and oneDNN are in torch, XLA's own code, and a device are not seen here; 
 import os
 import platform
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ def _threads() -> int:
     return _cores()
 
 
+@cache
 def _installed_version(package: str) -> str | None:
     try:
         return version(package)

@@ -1,13 +1,16 @@
 """Where a model comes from: a folder, a name under conf/model or resources/models, or a hub id -> a folder on disk."""
 
+import os
 import re
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
+from transformer_lab.checkpoints import download, has_weights, holds_adapter, named_base
 from transformer_lab.config import names, read_yaml
-from transformer_lab.errors import ConfigurationError, InputFileError
-from transformer_lab.paths import data_folder
+from transformer_lab.errors import ConfigurationError, InputFileError, LabError
+from transformer_lab.paths import data_folder, expanded
 from transformer_lab.tokenizers import Tokenizer
 from transformer_lab.tokenizers import load_tokenizer as load_named_tokenizer
 from transformer_lab.tokenizers.loading import embedded_tokenizer_names, is_folder_source
@@ -23,20 +26,19 @@ def model_folder(source: str | PathLike[str], revision: str | None = None) -> Pa
     resources/models and conf/model, then hub ids (owner/name).
     """
     if is_folder_source(source):
+        folder = expanded(source)
         try:
-            folder = Path(source).expanduser()
             if folder.is_dir():
                 return folder
             what = "is a file, not a folder" if folder.exists() else "does not exist"
-        except (OSError, RuntimeError) as error:  # no permission, a name too long, ~somebody who is not here
-            reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        except OSError as error:  # no permission, a name too long
+            reason = (error.strerror or str(error)).rstrip(".")
             what = f"cannot be read ({reason[:1].lower()}{reason[1:]})"
-        shown = str(source) if len(str(source)) < 300 else f"{str(source)[:300]}..."
-        message = f"The model folder {shown} {what}. Expected a folder with config.json and *.safetensors."
+        message = f"The model folder {source} {what}. Expected a folder with config.json and *.safetensors."
         raise InputFileError(message)
     source = str(source)
     embedded = data_folder("resources") / "models"
-    if source and (embedded / source).is_dir() and "/" not in source:
+    if source and "/" not in source and os.path.isdir(embedded / source):
         return embedded / source
     if source in names("model"):
         entry = read_yaml(data_folder("conf") / "model" / f"{source}.yaml")
@@ -53,9 +55,39 @@ def model_folder(source: str | PathLike[str], revision: str | None = None) -> Pa
             "or a hub id (owner/name)."
         )
         raise ConfigurationError(message)
-    from transformer_lab.checkpoints import download
-
     return download(source, revision=revision or "main")
+
+
+class ModelFiles(NamedTuple):
+    """folder: config.json and the weights. adapter: the folder of a LoRA adapter to add to them, or None."""
+
+    folder: Path
+    adapter: Path | None
+
+
+def model_files(source: str | PathLike[str], revision: str | None = None) -> ModelFiles:
+    """What is read for `source`: its folder, or for a LoRA adapter the base model that belongs to it, and the adapter.
+
+    The base of an adapter is the model in the same folder, if there is one, else what adapter_config.json names. On the
+    hub it is always what adapter_config.json names, as in transformers with peft.
+    """
+    folder = model_folder(source, revision)
+    if not holds_adapter(folder):
+        return ModelFiles(folder, None)
+    if is_folder_source(source) and has_weights(folder):
+        return ModelFiles(folder, folder)
+    name, base_revision = named_base(folder)
+    try:
+        base = model_folder(name, base_revision)
+    except LabError as error:
+        message = (
+            f"{folder} is an adapter for the model {name!r}, which adapter_config.json may name otherwise: {error}"
+        )
+        raise type(error)(message) from error
+    if holds_adapter(base):
+        message = f"{folder} is an adapter for {name!r}, which is an adapter itself. Merge that one first."
+        raise InputFileError(message)
+    return ModelFiles(base, folder)
 
 
 def config_folder(source: str | PathLike[str], revision: str | None = None) -> Path:
@@ -66,7 +98,7 @@ def config_folder(source: str | PathLike[str], revision: str | None = None) -> P
             entry = read_yaml(data_folder("conf") / "model" / f"{name}.yaml")
             if published.is_dir() and source in (name, entry["source"]):
                 return published
-    return model_folder(source, revision)
+    return model_files(source, revision).folder
 
 
 def load_tokenizer(source: str | PathLike[str], kind: str = "byte_bpe") -> Tokenizer:

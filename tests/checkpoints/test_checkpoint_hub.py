@@ -1,5 +1,6 @@
 """download() against a hub of our own on this machine: online, then offline, and all that can go wrong on the way."""
 
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from local_hub import COMMIT, LocalHub
 from transformer_lab.checkpoints import load_parameters, read_config, save_folder
 
 pytest.importorskip("huggingface_hub")
+INDEX = "model.safetensors.index.json"
 
 SCRIPT = """
 import sys
@@ -94,6 +96,75 @@ def test_shards(hub, get):
         code, folder = get(endpoint, "lab/shards")
     assert code == 0, folder
     assert_same(load_parameters(folder, read_config(folder)), random_parameters(GPT2))
+
+
+NAMES = [
+    "model.safetensors-{:05d}-of-{:05d}.safetensors",
+    "pytorch_model-{:05d}-of-{:05d}.safetensors",
+    "[a-c]*{}of{}.safetensors",
+]
+
+
+def renamed(files, pattern):
+    """A sharded model whose shards are called something else, by the index too."""
+    old = sorted(name for name in files if name.endswith(".safetensors"))
+    new = {name: pattern.format(number, len(old)) for number, name in enumerate(old, 1)}
+    index = json.loads(files[INDEX])
+    index["weight_map"] = {tensor: new[file] for tensor, file in index["weight_map"].items()}
+    return {new.get(name, name): data for name, data in files.items()} | {INDEX: json.dumps(index).encode()}
+
+
+@pytest.mark.parametrize("pattern", NAMES)
+def test_the_index_says_what_the_shards_are_called(hub, get, pattern):
+    wanted = renamed(hub.repositories["lab/shards"], pattern)
+    others = ["model-00001-of-00009.safetensors", "model.fp16.safetensors", "consolidated.safetensors", "a.safetensors"]
+    hub.repositories["lab/odd"] = wanted | dict.fromkeys(others, b"x")
+    with hub.running() as endpoint:
+        code, folder = get(endpoint, "lab/odd")
+        assert code == 0, folder
+    assert {path.name for path in Path(folder).iterdir()} == set(wanted)
+    assert_same(load_parameters(folder, read_config(folder)), random_parameters(GPT2))
+    for revision in ("main", COMMIT):
+        assert get(nobody(), "lab/odd", revision, HF_HUB_OFFLINE="1") == (0, folder)
+
+
+def test_shards_without_an_index(hub, get):
+    files = renamed(hub.repositories["lab/shards"], NAMES[0])
+    del files[INDEX]
+    hub.repositories["lab/lost"] = files | {
+        "model.fp16.safetensors": b"x",
+        "sub/model-00001-of-00002.safetensors": b"x",
+    }
+    with hub.running() as endpoint:
+        code, folder = get(endpoint, "lab/lost")
+        assert code == 0, folder
+        assert_same(load_parameters(folder, read_config(folder)), random_parameters(GPT2))
+        assert get(nobody(), "lab/lost", HF_HUB_OFFLINE="1") == (0, folder)
+        hub.repositories["lab/torn"] = {name: data for name, data in files.items() if "-00002-" not in name}
+        code, message = get(endpoint, "lab/torn")
+    assert code == 3 and "model.safetensors-00002-of-" in message and "lab/torn" in message
+
+
+def test_an_index_that_names_what_the_hub_does_not_have(hub, get):
+    files = renamed(hub.repositories["lab/shards"], NAMES[1])
+    hub.repositories["lab/torn"] = {name: data for name, data in files.items() if "-00002-" not in name}
+    with hub.running() as endpoint:
+        code, message = get(endpoint, "lab/torn")
+    assert code == 3 and "'pytorch_model-00002-of-" in message and "lab/torn" in message
+
+
+def test_an_adapter(hub, get):
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}
+    hub.repositories |= {
+        "lab/adapter": adapter | {"config.json": b"{}", "optimizer.pt": b"x"},
+        "lab/pickled": {"adapter_config.json": b"{}", "adapter_model.bin": b"x"},
+    }
+    with hub.running() as endpoint:
+        code, folder = get(endpoint, "lab/adapter")
+        assert code == 0, folder
+        assert sorted(path.name for path in Path(folder).iterdir()) == sorted([*adapter, "config.json"])
+        code, message = get(endpoint, "lab/pickled")
+    assert code == 3 and "adapter_model.bin" in message and "lab/pickled" in message
 
 
 def test_not_reachable_and_not_in_the_cache(get):

@@ -236,6 +236,26 @@ def test_no_weights(folder):
     refused(folder, WEIGHTS, INDEX)
 
 
+@pytest.mark.parametrize("stem", ["model", "pytorch_model", "model.safetensors"])
+def test_shards_without_an_index(sharded, stem):
+    (sharded / INDEX).unlink()
+    for path in sharded.glob("model-*"):
+        path.rename(path.with_name(path.name.replace("model-", f"{stem}-")))
+    assert_same(load_parameters(sharded, GPT2), random_parameters(GPT2))
+    (sharded / "consolidated.safetensors").write_bytes(b"x")
+    (sharded / "other-00001-of-00001.safetensors.txt").write_bytes(b"x")
+    assert_same(load_parameters(sharded, GPT2), random_parameters(GPT2))
+    next(sharded.glob(f"{stem}-00002-*")).unlink()
+    message = refused(sharded, INDEX, f"'{stem}-00002-of-", "Fetch")
+    assert f"{stem}-00001-of-" not in message
+
+
+def test_shards_of_two_models_without_an_index(sharded):
+    (sharded / INDEX).unlink()
+    shutil.copy(next(sharded.glob("model-00001-*")), sharded / "other-00001-of-00001.safetensors")
+    refused(sharded, INDEX, "'model' in ", "'other' in 1 files")
+
+
 @pytest.mark.parametrize("kind", ["pipe", "folder", "broken link"])
 def test_something_else_in_place_of_the_weights(folder, kind):
     path = folder / WEIGHTS

@@ -9,9 +9,11 @@ import random
 import numpy as np
 import pytest
 from checkpoint_cases import assert_same, edit_json
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from transformer_lab import load_model
 from transformer_lab.checkpoints import load_parameters, read_config, save_folder
+from transformer_lab.errors import InputFileError
 from transformer_lab.model.parameters import flatten
 
 torch = pytest.importorskip("torch")
@@ -170,6 +172,48 @@ def test_dtypes(tmp_path, make, dtype):
     loaded = type(model).from_pretrained(tmp_path / "ours")
     assert loaded.dtype == getattr(torch, dtype)
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+BUFFERS = [
+    "model.rotary_emb.inv_freq",
+    "model.rotary_emb.original_inv_freq",
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.layers.1.self_attn.rotary_emb.cos_cached",
+]
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_buffers_that_older_versions_saved(tmp_path, prefix):
+    """transformers passes over them, whatever they hold."""
+    model = random_llama(0, num_hidden_layers=2)
+    model.save_pretrained(tmp_path)
+    config = read_config(tmp_path)
+    expected = load_parameters(tmp_path, config)
+    path = tmp_path / "model.safetensors"
+    extra = {name.replace("model.", prefix, 1): np.full(3, 7, np.float32) for name in BUFFERS}
+    save_file(load_file(path) | extra, path, {"format": "pt"})
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded), logits(model)), "what transformers does"
+    assert_same(load_parameters(tmp_path, config), expected)
+
+
+@pytest.mark.parametrize("hidden", [10, 14])
+def test_a_head_size_beside_a_width_that_is_no_multiple_of_the_heads(tmp_path, hidden):
+    """transformers 4 reads such a config.json, version 5 refuses it, but computes with one that is built by hand."""
+    model = random_llama(0, hidden_size=16, head_dim=6)
+    model.save_pretrained(tmp_path)
+    fields = model.config
+    fields.hidden_size = hidden
+    torch.manual_seed(0)
+    model = shaken(transformers.LlamaForCausalLM(fields))
+    edit_json(tmp_path / "config.json", hidden_size=hidden)
+    save_file({name: x.contiguous().numpy() for name, x in model.state_dict().items()}, tmp_path / "model.safetensors")
+    ours = load_model(tmp_path)
+    ids = torch.arange(9) % model.config.vocab_size
+    np.testing.assert_allclose(ours.logits(ids.numpy()), logits(model).numpy(), rtol=1e-4, atol=1e-4)
+    edit_json(tmp_path / "config.json", head_dim=None)
+    with pytest.raises(InputFileError, match=r"'hidden_size'.*num_attention_heads"):
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize("make", [random_gpt2, random_llama])

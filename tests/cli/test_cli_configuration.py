@@ -168,7 +168,9 @@ def test_tab_completion(run, monkeypatch):
     assert run("-sc", "install=nosuchshell").code == 2
 
 
-IMPORTS = "import sys; {code}; print(*sorted({{'torch', 'jax', 'hydra', 'numpy', 'rich'}} & set(sys.modules)))"
+IMPORTS = (
+    "import sys; {code}; print(*sorted({{'torch', 'jax', 'hydra', 'jinja2', 'numpy', 'rich'}} & set(sys.modules)))"
+)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from transformer_lab.backends.readings.bounded import operations
 from transformer_lab.backends.readings.bounded.pairs import Bounded
 from transformer_lab.backends.readings.bounded.reading import BoundedReading
 from transformer_lab.backends.readings.bounded.units import KEPT_IN_BFLOAT16, UNITS
-from transformer_lab.comparison.judging.examination import Likelihood
+from transformer_lab.comparison.judging.beside_bounds import Likelihood
 from transformer_lab.config import component
 
 EPSILON, SCALE, HEADS = 1e-5, 0.3, 4

@@ -6,11 +6,11 @@ from random_models import random_arrays
 
 import transformer_lab as lab
 from transformer_lab.cache.contiguous import Contiguous
-from transformer_lab.comparison.judging.check import checked
-from transformer_lab.comparison.judging.continuations import continuations, greedy
-from transformer_lab.comparison.judging.generation import Generations, ending_at
-from transformer_lab.comparison.judging.sampler import sampler_rules
-from transformer_lab.comparison.judging.uncached import Uncached
+from transformer_lab.comparison.judging.generation.check import checked
+from transformer_lab.comparison.judging.generation.continuations import continuations
+from transformer_lab.comparison.judging.generation.generate_checks import GenerateChecks
+from transformer_lab.comparison.judging.generation.judged_generate import JudgedGenerate, ending_at
+from transformer_lab.comparison.judging.generation.sampler import sampler_rules
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.generation import generate, sampling
@@ -62,7 +62,7 @@ def model_of(tokenizer):
 
 
 def checks_of(model, truth, new_tokens=12, prompts=PROMPTS, seed=0):
-    true = [one.token_ids for one in greedy(truth, prompts, new_tokens)]
+    true = [truth.generate(ids.tolist(), new_tokens).token_ids for ids in prompts]
     shown = max(float(np.abs(model.record(ids)["logits"] - truth.record(ids)["logits"]).max()) for ids in prompts)
     found = continuations(model, "the participant", truth, true, prompts, new_tokens, 1, shown, seed)
     assert found.wrong == [check.wrong for check in found.checks if check.wrong]
@@ -481,9 +481,9 @@ def test_the_last_place_of_a_cache(model_of, tokenizer, backend):
     built.slice_update = pushed_back
     model = assemble(CONFIG, random_arrays(CONFIG, 4, 0.25), built, tokenizer)
     truth = model_of("numpy", "float64", "manual")
-    engine = Generations(model, "the participant", Uncached(model, truth), PROMPTS, 12, 0)
-    engine.one("a short call", [1, 2], 4)
-    check = checked("a full cache", engine._full_cache)
+    judged = JudgedGenerate(model, truth, "the participant")
+    judged.one("a short call", [1, 2], 4)
+    check = checked("a full cache", GenerateChecks(judged, PROMPTS, 12, 0)._full_cache)
     assert "a generation that fills 40 positions on the participant" in check.wrong
 
 

@@ -16,7 +16,7 @@ from transformer_lab.backends.readings.bounded import gradients as gradient_boun
 from transformer_lab.backends.readings.bounded.gradients import Steps
 from transformer_lab.backends.readings.bounded.units import UNITS
 from transformer_lab.backends.readings.recorded import record
-from transformer_lab.comparison.judging import gradients
+from transformer_lab.comparison.judging import training_loss
 from transformer_lab.comparison.judging.gradient_calls import Call
 from transformer_lab.comparison.judging.gradients import (
     Alone,
@@ -24,10 +24,9 @@ from transformer_lab.comparison.judging.gradients import (
     TrueGradients,
     compare_gradients,
     first_gradient_divergence,
-    wrong_loss,
 )
 from transformer_lab.comparison.judging.gradients import _rows_of as rows_of
-from transformer_lab.comparison.judging.metrics import NO_ERRORS
+from transformer_lab.comparison.judging.training_loss import wrong_loss
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
@@ -313,7 +312,7 @@ def test_the_loss_of_training_is_held_against_weights_that_differ(monkeypatch, n
         logits, _ = forward(ops, config, params, token_ids[:, :-1], ops.asarray(np.zeros(len(token_ids), np.int64)))
         return ops.xp.sum(ops.cross_entropy(logits, token_ids[:, 1:])) * ops.xp.mean(weights)
 
-    monkeypatch.setattr(gradients, "weighted_loss", mean_of_the_weights)
+    monkeypatch.setattr(training_loss, "weighted_loss", mean_of_the_weights)
     (said,) = wrong_loss(model, "someone", IDS)
     assert said.startswith("A defect: the weighted loss of training on someone is ")
 
@@ -339,7 +338,7 @@ def test_a_row_is_flat_in_the_report():
 
 def test_the_first_divergence_and_its_worst_input():
     def row(parameter, ratio, participant="a"):
-        return GradientRow(participant, parameter, NO_ERRORS, ratio)
+        return GradientRow(participant, parameter, ratio=ratio)
 
     sound = [row("embed.token", None), row("loss: logits", 1.0)]
     assert first_gradient_divergence(sound) is None

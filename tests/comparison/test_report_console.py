@@ -54,11 +54,12 @@ def test_the_verdict_first_and_one_row_for_each_participant(case):
 def test_a_defect_says_where_and_how_much():
     text = printed(defect())
     assert text.startswith("Defect. A defect: blocks.2.attn.scores on torch float32 differs by")
-    assert row_of(text, "norm_epsilon:") == ["norm_epsilon: numpy float32 1e-05, torch float32 1e-06"]
-    assert row_of(text, "First divergence") == ["First divergence", "blocks.2.attn.scores on torch float32 (float32)"]
-    for begin, said in (("value", "0.0213"), ("expected", "0.1204"), ("bound", "1.2e-4"), ("error / bound", "812")):
+    assert row_of(text, "Where") == ["Where", "blocks.2.attn.scores on torch float32"]
+    float64, rounding = "from the same inputs in float64", "the farthest that rounding can take it"
+    for begin, said in (("Value", "0.0213"), ("Expected", f"0.1204, {float64}"), ("Bound", f"1.22e-4, {rounding}")):
         assert row_of(text, begin) == [begin, said]
-    assert row_of(text, "element") == ["element", "prompt 2, [0, 3, 2, 1]"]
+    assert row_of(text, "Error over bound") == ["Error over bound", "812"]
+    assert row_of(text, "Element") == ["Element", "[0, 3, 2, 1] of prompt 2"]
     assert "First divergence" not in printed(sound())
 
 
@@ -145,4 +146,5 @@ def test_a_ratio_that_is_no_number_is_not_lost():
     report["first_divergence"]["ratio"] = report["first_divergence"]["value"] = None
     text = printed(report)
     assert row_of(text, "torch float32")[1:3] == ["infinite", "blocks.2.attn.scores"]
-    assert row_of(text, "value") == ["value", "-"]
+    assert row_of(text, "Error over bound") == ["Error over bound", "infinite"]
+    assert row_of(text, "Value") == ["Value", "-"]

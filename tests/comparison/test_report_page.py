@@ -10,11 +10,13 @@ from xml.etree import ElementTree
 
 import pytest
 import report_cases
+from jinja2 import UndefinedError
+from markupsafe import Markup
 from report_cases import HOSTILE, defect, empty, enormous, hostile, large, sound
 
 from transformer_lab.comparison.reporting.number_words import cosine, number, share
-from transformer_lab.comparison.reporting.page.document import page
-from transformer_lab.comparison.reporting.page.html import Html, text
+from transformer_lab.comparison.reporting.page import document
+from transformer_lab.comparison.reporting.page.document import page, text
 
 CASES = ("sound", "defect", "unjudged", "hostile", "empty", "large", "enormous")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -116,7 +118,7 @@ def test_nothing_is_loaded_or_run(pages, case):
     for key, value in seen.attributes:
         assert not key.startswith("on") and key not in ("src", "srcset", "style", "action", "xlink:href")
         if key == "href":
-            assert value.startswith(("#", "data:image/svg+xml;base64,"))
+            assert value.startswith(("#", "data:image/svg+xml,"))
     styles = re.findall(r"<style>(.*?)</style>", pages[case], re.DOTALL)
     assert not any(word in style for style in styles for word in ("url(", "@import", "expression"))
 
@@ -283,6 +285,9 @@ def test_a_defect_is_not_cut_and_is_in_the_charts():
     assert "blocks.37.ffn.act" in [cells[0] for cells in tables(section(root, "taps"))[f"Taps of {name}"]]
     descriptions = [words(found) for found in section(root, "depth").iter(SVG + "desc")]
     assert sum("highest 51.5 at 37" in said for said in descriptions) == 2
+    row["ratio"] = None  # what is not finite is null in report.json
+    root = tree(page(report))
+    assert "blocks.37.ffn.act" in [cells[0] for cells in tables(section(root, "taps"))[f"Taps of {name}"]]
 
 
 def test_the_charts_have_titles_and_the_bound(pages):
@@ -415,8 +420,43 @@ def test_shares_and_cosines_do_not_round_to_perfection():
 
 
 def test_text_is_escaped_unless_it_is_markup():
-    assert text("<b>") == "&lt;b&gt;" and text(Html("<b>")) == "<b>"
+    assert text("<b>") == "&lt;b&gt;" and text(Markup("<b>")) == "<b>"
     assert text("a" * 500, 10) == "aaaaaaaaaa…"
+    assert text("\x1b\u202e") == r"\x1b\u202e" and text(None) == "–" and text(1234) == "1,234"
+
+
+def replaced(part, names):
+    """The report with every text in it, and every name among the keys, replaced by markup; the same by the same."""
+    if isinstance(part, str):
+        return names.setdefault(part, f"<i>{len(names)}\u202e\"'&</i>")
+    if isinstance(part, dict):
+        return {replaced(key, names) if " " in key else key: replaced(value, names) for key, value in part.items()}
+    return [replaced(each, names) for each in part] if isinstance(part, (list, tuple)) else part
+
+
+def test_every_text_of_a_report_stays_text(monkeypatch):
+    names = {}
+    report = replaced(defect(), names)
+    report["verdict"]["status"] = "defect"
+
+    def check():
+        html = page(report)
+        assert "<i>" not in html and "\u202e" not in html
+        return tree(html)
+
+    shown = words(check())
+    seen = sum(f"<i>{number}\\u202e\"'&</i>" in shown for number in range(len(names)))
+    assert seen > 100 and len(list(check().iter("section"))) == 13
+    monkeypatch.setattr(document, "escape", Markup)
+    with pytest.raises((AssertionError, ElementTree.ParseError)):
+        check()
+
+
+def test_what_the_template_asks_for_must_be_in_the_report():
+    report = sound()
+    del report["taps"][3]["ulp_max"]
+    with pytest.raises(UndefinedError, match="ulp_max"):
+        page(report)
 
 
 def test_these_checks_can_fail(pages):

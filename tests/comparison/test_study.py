@@ -12,7 +12,7 @@ from reference_models import save_gpt2, save_llama
 import transformer_lab as lab
 from transformer_lab.comparison.default_prompts import default_prompts
 from transformer_lab.comparison.judging.examination import examine
-from transformer_lab.comparison.judging.gradient_calls import parameters_of
+from transformer_lab.comparison.judging.training_loss import parameters_of
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.comparison.participants.participant import Function
 from transformer_lab.config import component

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_lab.comparison.judging.resampling import resampled, sampler_agrees
-from transformer_lab.comparison.judging.text import TextAgreement, distinct, text_agreement
+from transformer_lab.comparison.judging.generation.continuations import TextAgreement, distinct, text_agreement
+from transformer_lab.comparison.judging.generation.second_sampler import resampled, sampler_agrees
 from transformer_lab.generation import sampling as first_sampler
 from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import load_model

@@ -14,7 +14,7 @@ from reference_models import save_gpt2, save_llama
 
 import transformer_lab as lab
 from transformer_lab.backends.plain import manual
-from transformer_lab.comparison.judging.gradient_calls import parameters_of
+from transformer_lab.comparison.judging.training_loss import parameters_of
 from transformer_lab.comparison.participants.dumped import Dumped
 from transformer_lab.comparison.participants.participant import Function
 from transformer_lab.comparison.participants.transformers import Transformers

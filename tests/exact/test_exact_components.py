@@ -14,7 +14,7 @@ from test_exact_operations import INSTALLED
 from tolerances import GRADIENT
 
 from transformer_lab.backends.readings.exact import algebra
-from transformer_lab.comparison.judging.gradients import parameter_gradients
+from transformer_lab.comparison.judging.training_loss import parameter_gradients
 from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.language_model import assemble

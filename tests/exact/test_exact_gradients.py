@@ -15,7 +15,7 @@ from transformer_lab.backends.base import OPERATIONS
 from transformer_lab.backends.readings.exact import algebra
 from transformer_lab.backends.readings.exact import gradients as exact_gradients
 from transformer_lab.backends.readings.exact import operations as exact
-from transformer_lab.comparison.judging.gradients import parameter_gradients
+from transformer_lab.comparison.judging.training_loss import parameter_gradients
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble

@@ -22,6 +22,8 @@ DOCUMENTED = {
     "seed": 0,
     "stop": None,
     "hash_logits": False,
+    "prompt_special": False,
+    "prompt_template": True,
 }
 # Each changes what comes out, so that none can be taken for another.
 GIVEN = {
@@ -34,6 +36,8 @@ GIVEN = {
     "seed": 3,
     "stop": ["zz"],
     "hash_logits": True,
+    "prompt_special": True,
+    "prompt_template": False,
 }
 
 

@@ -167,7 +167,7 @@ def test_a_step_that_only_the_library_knows_comes_at_the_end():
         ({"type": "Sequence", "decoders": [{"type": "Sequence", "decoders": [{"type": "Fuse"}] * 30}] * 2}, "60 steps"),
         ({"type": "Strip", "content": "ab"}, "one character"),
         ({"type": "Strip", "content": "a", "start": -1}, "decoder.start: -1"),
-        ({"type": "Replace", "pattern": {"Regex": "a"}, "content": ""}, "decoder.pattern.String: None"),
+        ({"type": "Replace", "pattern": {"Regex": "a"}, "content": ""}, "decoder.pattern.String: null"),
         ({"type": "Replace", "pattern": {"String": ""}, "content": ""}, "decoder.pattern.String: ''"),
         ({"type": "WordPiece", "cleanup": "yes"}, "decoder.cleanup: 'yes'; expected true or false"),
         ({"type": "BPEDecoder", "suffix": "x" * 1001}, "1 to 1000 characters"),

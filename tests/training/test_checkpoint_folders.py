@@ -5,6 +5,7 @@ import pytest
 
 import transformer_lab as lab
 from transformer_lab.ffn.dense import Dense
+from transformer_lab.left_over import temporary_name
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.init import initialise
 from transformer_lab.training import checkpoint
@@ -29,7 +30,7 @@ def save(run, step, **facts):
 def test_what_is_loaded_is_what_was_saved(tmp_path):
     save(tmp_path, 7, best={"step": 7, "loss": 1.5})
     (found,) = checkpoint.found(tmp_path)
-    assert (found.step, found.facts["best"]["loss"]) == (7, 1.5)
+    assert (found.step, found.facts()["best"]["loss"]) == (7, 1.5)
     loaded = checkpoint.load(found, CONFIG, np.float32)
     for title, tree in trees(7).items():
         for name, array in tree.items():
@@ -43,8 +44,41 @@ def test_what_is_loaded_is_what_was_saved(tmp_path):
 def test_the_last_and_the_best_are_kept(tmp_path):
     for step in (10, 20, 30, 40, 50):
         save(tmp_path, step)
-        checkpoint.prune(tmp_path, keep_last=2, best_step=20)
+        checkpoint.prune(tmp_path, step, keep_last=2, best_step=20)
     assert [found.step for found in checkpoint.found(tmp_path)] == [20, 40, 50]
+
+
+def test_a_later_one_does_not_count_in_place_of_a_good_one(tmp_path):
+    """The run went on from step 10, so what lies beyond is damaged."""
+    for step in (10, 20):
+        save(tmp_path, step)
+    checkpoint.prune(tmp_path, 10, keep_last=1, best_step=None)
+    assert [found.step for found in checkpoint.found(tmp_path)] == [10, 20]
+    save(tmp_path, 25)
+    checkpoint.prune(tmp_path, 25, keep_last=1, best_step=None)
+    assert [found.step for found in checkpoint.found(tmp_path)] == [25]
+
+
+def test_one_that_cannot_be_removed_is_left_whole(tmp_path, monkeypatch):
+    for step in (10, 20):
+        save(tmp_path, step)
+
+    def refused(*arguments, **named):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", refused)
+        checkpoint.prune(tmp_path, 20, keep_last=1, best_step=None)
+    for found in checkpoint.found(tmp_path):
+        checkpoint.load(found, CONFIG, np.float32)
+    assert len(checkpoint.found(tmp_path)) == 2
+
+
+def test_the_same_step_again_replaces_the_first(tmp_path):
+    (save(tmp_path, 10) / checkpoint.STATE).unlink()
+    save(tmp_path, 10)
+    checkpoint.load(checkpoint.found(tmp_path)[0], CONFIG, np.float32)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
 
 
 def test_a_disk_that_is_full_loses_nothing(tmp_path, monkeypatch):
@@ -62,7 +96,8 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path, monkeypatch):
 
 def test_what_was_being_written_is_not_taken_for_a_checkpoint(tmp_path):
     save(tmp_path, 10)
-    (tmp_path / "checkpoints" / ".step-00000020.writing").mkdir()
+    left = temporary_name(tmp_path / "checkpoints" / "step-00000020")
+    left.mkdir()
     assert [found.step for found in checkpoint.found(tmp_path)] == [10]
     save(tmp_path, 20)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
@@ -88,7 +123,16 @@ def test_damaged_moments_are_refused(tmp_path, damage):
         checkpoint.load(found, CONFIG, np.float32)
 
 
-def test_facts_that_are_no_json_are_refused(tmp_path):
-    (save(tmp_path, 10) / checkpoint.FACTS).write_text("{")
-    with pytest.raises(lab.InputFileError, match=r"training\.json"):
-        checkpoint.found(tmp_path)
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "", "[" * 9999])
+def test_facts_that_are_none_are_refused(tmp_path, content):
+    (save(tmp_path, 10) / checkpoint.FACTS).write_text(content)
+    (found,) = checkpoint.found(tmp_path)
+    with pytest.raises(lab.InputFileError, match=r"training\.json cannot be read .* is damaged"):
+        found.facts()
+
+
+def test_those_of_an_earlier_version_are_refused_by_that(tmp_path):
+    (save(tmp_path, 10) / checkpoint.FACTS).write_text('{"schema": 1, "step": 10, "identity": {}}')
+    (found,) = checkpoint.found(tmp_path)
+    with pytest.raises(lab.InputFileError, match="written by another version"):
+        found.facts()

@@ -29,13 +29,13 @@ def text(tmp_path, monkeypatch, model):
 
 
 def plain(model, ids, length, stride):
-    """Each target once, from the window that reaches it first."""
-    total, done = 0.0, 0
-    while done < len(ids) - 1:
-        stop = min(max(done + stride, length) if done else length, len(ids) - 1)
-        begin = max(0, stop - length)
-        losses = model.token_losses(ids[begin : stop + 1])[0]
-        total += losses[done - begin :].sum(dtype=np.float64)
+    """Each target once, from the window that reaches it first; windows begin at the multiples of the stride."""
+    total, done, last = 0.0, 0, len(ids) - 1
+    for begin in range(0, last, stride):
+        stop = min(begin + length, last)
+        if done < stop:
+            losses = model.token_losses(ids[begin : stop + 1])[0]
+            total += losses[len(losses) - (stop - done) :].sum(dtype=np.float64)
         done = stop
     return total
 
@@ -49,6 +49,17 @@ def test_it_is_the_plain_sum(model, text, length, stride):
     assert found.loss == pytest.approx(expected / found.tokens, rel=1e-6)
     assert found.perplexity == pytest.approx(math.exp(found.loss))
     assert found.bits_per_byte == pytest.approx(expected / math.log(2) / text.text_bytes, rel=1e-6)
+
+
+def test_windows_do_not_overlap(model, text):
+    """The last one too: what is left of 142 targets after a window of 100 is predicted from what is left alone."""
+    ids = text.read(0, 143)
+    losses = np.concatenate([model.token_losses(ids[:101])[0], model.token_losses(ids[100:])[0]])
+    found = evaluate(model, text, 4, 100, max_tokens=142)
+    assert (found.tokens, len(losses)) == (142, 142)
+    assert found.loss == pytest.approx(losses.mean(dtype=np.float64), rel=1e-6)
+    overlapping = np.concatenate([losses[:100], model.token_losses(ids[42:])[0][-42:]]).mean(dtype=np.float64)
+    assert abs(overlapping - found.loss) > 1e-3, "and this can fail"
 
 
 def test_transformers_has_the_same_loss(model, text):

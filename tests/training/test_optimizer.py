@@ -1,6 +1,8 @@
 """AdamW, clipping, schedules and the average of weights against torch's, in float64."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from transformer_lab.training.optimizer import AdamW, global_norm, moving_averag
 from transformer_lab.training.schedule import Constant, Cosine, Linear, WarmupStableDecay
 
 BACKENDS = ("numpy", "torch", "jax")
+DECAY = {"num_decay_steps": 40, "decay_type": "linear", "warmup_type": "linear"}
 
 
 def run_ours(name, optimizer, start, gradients, shares):
@@ -86,30 +89,61 @@ def test_the_average_of_weights():
     assert average["w"].tolist() == [1.0, 2.0]
 
 
-def test_cosine_and_linear_are_those_of_transformers():
+def shares_of_transformers(name, steps, **more):
+    """For the steps 1 ... steps; transformers counts them from 0."""
     import transformers
 
-    weight = torch.nn.Parameter(torch.zeros(1))
-    for ours, theirs in (
-        (Cosine(10, 0.0), transformers.get_cosine_schedule_with_warmup),
-        (Linear(10, 0.0), transformers.get_linear_schedule_with_warmup),
-    ):
-        optimizer = torch.optim.SGD([weight], lr=1.0)
-        judge = theirs(optimizer, num_warmup_steps=10, num_training_steps=100)
-        for step in range(100):
-            # theirs counts from 0 and gives the first step no rate at all; ours counts from 1
-            assert ours.share(step, 100) == pytest.approx(judge.get_last_lr()[0], abs=1e-12) if step else True
-            optimizer.step()
-            judge.step()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    judge = getattr(transformers, f"get_{name}")(optimizer, **more)
+    shares = []
+    for _ in range(steps):
+        shares.append(judge.get_last_lr()[0])
+        optimizer.step()
+        judge.step()
+    return shares
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+@pytest.mark.parametrize(
+    ("ours", "name", "more"),
+    [
+        (Constant, "constant_schedule_with_warmup", {}),
+        (Cosine, "cosine_schedule_with_warmup", {"num_training_steps": 100}),
+        (Linear, "linear_schedule_with_warmup", {"num_training_steps": 100}),
+        (partial(WarmupStableDecay, decay_share=0.4), "wsd_schedule", {"num_training_steps": 100, **DECAY}),
+    ],
+)
+def test_schedules_are_those_of_transformers(ours, name, more, warmup):
+    """But for the warm-up, where transformers gives the first step no rate at all, and ours is one step ahead."""
+    theirs = shares_of_transformers(name, 100, num_warmup_steps=warmup, **more)
+    shares = [ours(warmup, 0.0).share(step, 100) for step in range(1, 101)]
+    assert shares[warmup:] == pytest.approx(theirs[warmup:], abs=1e-12)
+    assert shares[:warmup] == pytest.approx(theirs[1 : warmup + 1], abs=1e-12)
 
 
 def test_shapes_of_the_schedules():
     assert [Constant(4).share(step, 8) for step in (1, 2, 4, 5, 8)] == [0.25, 0.5, 1, 1, 1]
     stable = WarmupStableDecay(10, final_share=0.0, decay_share=0.5)
-    assert [stable.share(step, 110) for step in (10, 60, 85, 110)] == pytest.approx([1, 1, 0.5, 0])
-    assert Cosine(10, 0.1).share(110, 110) == pytest.approx(0.1)
-    assert Linear(0, 0.2).share(1, 2) == pytest.approx(0.6)
+    assert [stable.share(step, 100) for step in (10, 51, 76, 100, 101)] == pytest.approx([1, 1, 0.5, 0.02, 0])
+    assert Cosine(10, 0.1).share(111, 110) == pytest.approx(0.1)  # one step after the last
+    assert Linear(0, 0.2).share(2, 2) == pytest.approx(0.6)
     assert Cosine(0, 0.1).share(500, 100) == pytest.approx(0.1)  # a run that goes on beyond its end
+
+
+def test_the_decay_is_a_share_of_the_whole_run():
+    ten = [WarmupStableDecay(2, 0.0, 0.4).share(step, 10) for step in range(1, 11)]
+    assert ten == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    short = [WarmupStableDecay(8, 0.0, 0.4).share(step, 10) for step in (7, 8, 9, 10)]
+    assert short == pytest.approx([7 / 8, 1, 1, 0.5])  # the warm-up leaves it two steps
+
+
+@pytest.mark.parametrize("schedule", [Constant(0), Cosine(0, 0.0), Linear(0, 0.0), WarmupStableDecay(0, 0.0, 0.3)])
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_every_step_learns(schedule, warmup, steps):
+    schedule = replace(schedule, warmup_steps=warmup)
+    assert all(schedule.share(step, steps) > 0 for step in range(1, steps + 1))
+    assert warmup or schedule.share(1, steps) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
+from transformer_lab.left_over import locked, temporary_name
 from transformer_lab.tokenizers import ByteBPE, TokenizerDefinition, load_tokenizer, train_tokenizer
 from transformer_lab.training import held_out, token_file, tokenising
 from transformer_lab.training.data import TextData
@@ -307,7 +308,7 @@ def test_an_interrupted_run_leaves_nothing(story_file, tokenizer, cache):
     class Interrupting(Reading):
         def __call__(self, what: str, done: int, total: int) -> None:
             if what == "tokenising":
-                assert len(list(cache.glob(".*.tmp/train.tokens"))) == 1
+                assert len(list(cache.glob(".*.transformer-lab/train.tokens"))) == 1
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -317,12 +318,12 @@ def test_an_interrupted_run_leaves_nothing(story_file, tokenizer, cache):
 
 def test_what_a_killed_run_left_is_not_taken_and_is_removed_later(story_file, tokenizer, cache):
     training, _ = TextData(str(story_file)).prepare(tokenizer)
-    left = cache / f".{training.path.parent.name}.0000.tmp"
+    left = temporary_name(training.path.parent)
     shutil.move(training.path.parent, left)
     os.truncate(left / "train.tokens", 10)
-    assert TextData(str(story_file)).prepare(tokenizer)[0].count == training.count
-    assert left.exists()  # it may belong to a run that is still going on
-    os.utime(left, (1, 1))
+    with locked(left):
+        assert TextData(str(story_file)).prepare(tokenizer)[0].count == training.count
+        assert left.exists()  # it belongs to a run that is still going on
     TextData(str(story_file)).prepare(tokenizer, seed=9)
     assert not left.exists()
 
@@ -363,6 +364,24 @@ def test_two_runs_at_once_agree(story_file, tokenizer, cache):
 
 
 # What is wrong with the settings
+
+
+LLAMA_3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
+
+
+def test_the_models_own_end_token_separates(story_file, tokenizer, cache):
+    """Llama 3 ends its texts with <|end_of_text|> and has no <|endoftext|>; the line in text files stays the same."""
+    like_llama = train_tokenizer("\n".join(STORIES), 400, LLAMA_3)
+    tokens = TextData(str(story_file)).whole(like_llama, end_of_text_id=1)
+    assert tokens.end_of_text_id == 1 and texts(tokens, like_llama) == STORIES
+    assert like_llama.decode(tokens.read(0, 1)) == "<|end_of_text|>"
+    both = train_tokenizer("\n".join(STORIES), 400, ("<|endoftext|>", "<|end_of_text|>"))
+    files = {end: TextData(str(story_file)).whole(both, end_of_text_id=end) for end in (None, 0, 1, 300)}
+    assert {end: file.end_of_text_id for end, file in files.items()} == {None: 0, 0: 0, 1: 1, 300: 0}
+    assert files[None].path == files[0].path == files[300].path != files[1].path
+    for end in (None, 300):
+        with pytest.raises(ConfigurationError, match=r"no <\|endoftext\|> token.*eos_token_id"):
+            TextData(str(story_file)).prepare(like_llama, end_of_text_id=end)
 
 
 def test_wrong_settings_are_said_in_words(tmp_path, story_file, tokenizer):

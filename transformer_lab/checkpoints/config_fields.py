@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformer_lab.checkpoints.quoted import quoted
-from transformer_lab.errors import InputFileError
+from transformer_lab.errors import InputFileError, shown
 
 # Names in config.json (ACT2FN in transformers) -> the function of ours that they mean. Names in one group are the same
 # function up to rounding; the first of each group is what is written.
@@ -38,7 +37,7 @@ class Fields:
                 continue
             value = self.values.pop(alias)
             if name in self.values and self.values[name] != value:
-                self.refuse(name, f"is {quoted(self.values[name])}, but {alias!r}, which means the same, differs")
+                self.refuse(name, f"is {shown(self.values[name])}, but {alias!r}, which means the same, differs")
             self.values[name] = value
 
     def refuse(self, name: str, reason: str) -> NoReturn:
@@ -48,7 +47,7 @@ class Fields:
     def whole(self, name: str, default: int, largest: int) -> int:
         value = self.values.get(name, default)
         if type(value) is not int or not 1 <= value <= largest:
-            self.refuse(name, f"is {quoted(value)}; it must be a whole number from 1 to {largest}")
+            self.refuse(name, f"is {shown(value)}; it must be a whole number from 1 to {largest}")
         return value
 
     def whole_or_null(self, name: str, largest: int) -> int | None:
@@ -57,19 +56,19 @@ class Fields:
     def positive(self, name: str, default: float) -> float:
         value = self.values.get(name, default)
         if type(value) not in (int, float) or not 0 < value <= 1e300 or not math.isfinite(float(value)):
-            self.refuse(name, f"is {quoted(value)}; it must be a positive number")
+            self.refuse(name, f"is {shown(value)}; it must be a positive number")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.values.get(name, default)
         if not isinstance(value, bool):
-            self.refuse(name, f"is {quoted(value)}; it must be true or false")
+            self.refuse(name, f"is {shown(value)}; it must be true or false")
         return value
 
     def activation(self, name: str, default: str) -> str:
         value = self.values.get(name, default)
         if not isinstance(value, str) or value not in ACTIVATIONS:
-            self.refuse(name, f"is {quoted(value)}; choose one of {', '.join(ACTIVATIONS)}")
+            self.refuse(name, f"is {shown(value)}; choose one of {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
     def token_ids(self, name: str, default: int, vocab_size: int) -> tuple[int, ...]:
@@ -81,13 +80,13 @@ class Fields:
         value = self.values.get(name, default)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(token_id) is int for token_id in ids):
-            self.refuse(name, f"is {quoted(value)}; it must be a token id, a list of them, or null")
+            self.refuse(name, f"is {shown(value)}; it must be a token id, a list of them, or null")
         return tuple(token_id for token_id in ids if 0 <= token_id < vocab_size)
 
     def require(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
         """Refuses a field that changes the result in a way that the decoder does not offer."""
         if name in self.values and not any(self.values[name] is choice for choice in allowed):
-            self.refuse(name, f"is {quoted(self.values[name])}; {why}")
+            self.refuse(name, f"is {shown(self.values[name])}; {why}")
 
     def require_plain_decoder(self, context_length: int) -> None:
         """Fields of every family that would change the function, in the way that transformers 5 reads them."""
@@ -96,7 +95,7 @@ class Fields:
         self.require("is_causal", (None, True), "only causal attention is offered")
         window = self.values.get("sliding_window")
         if window is not None and not (type(window) is int and window >= context_length):
-            self.refuse("sliding_window", f"is {quoted(window)}; only null, full attention, is offered")
+            self.refuse("sliding_window", f"is {shown(window)}; only null, full attention, is offered")
         kinds = self.values.get("layer_types")
         if kinds is not None and not (isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)):
             self.refuse("layer_types", "asks for something else than full_attention in every layer")

@@ -11,12 +11,12 @@ from typing import Any
 from transformer_lab.checkpoints import families
 from transformer_lab.checkpoints.config_fields import Fields
 from transformer_lab.checkpoints.json_file import read_object
-from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.checkpoints.regular_file import is_there
 from transformer_lab.checkpoints.tied_head import by_short_name, head_differs
 from transformer_lab.checkpoints.weight_files import INDEX, SINGLE, read_headers, require_folder
-from transformer_lab.errors import ConfigurationError, InputFileError
+from transformer_lab.errors import ConfigurationError, InputFileError, shown
 from transformer_lab.model.config import ModelConfig
+from transformer_lab.paths import expanded
 
 CONFIG = "config.json"
 LARGEST_CONFIG = 10_000_000
@@ -28,7 +28,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     One fact comes from the weights: if config.json ties the head to the embedding, but the files hold a head of other
     values, transformers uses that head, and so the result here has `tied_head=False`.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     family, fields = read_family(folder)
     try:
         config: ModelConfig = family.config_from(fields)
@@ -75,6 +75,6 @@ def read_family(folder: Path) -> tuple[ModuleType, Fields]:
     model_type = values.get("model_type")
     family = families.find(model_type) if isinstance(model_type, str) else None
     if family is None:
-        given = f"is {quoted(model_type)}" if "model_type" in values else "is missing"
+        given = f"is {shown(model_type)}" if "model_type" in values else "is missing"
         Fields(path, values).refuse("model_type", f"{given}; the families known here are {', '.join(families.names())}")
     return family, Fields(path, values)

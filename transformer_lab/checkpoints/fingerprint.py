@@ -8,29 +8,35 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
+from transformer_lab.atomic_file import of_content, write_file
+from transformer_lab.checkpoints.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapter
 from transformer_lab.checkpoints.regular_file import open_regular
 from transformer_lab.checkpoints.weight_files import require_folder, weight_files
 from transformer_lab.errors import InputFileError
-from transformer_lab.paths import cache_folder
+from transformer_lab.paths import cache_folder, expanded
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _LARGEST_CACHE = 5_000_000
 _MOST_ENTRIES = 2_000
 
 
-def weights_sha256(folder: str | Path) -> str:
-    """64 hexadecimal digits for the weights in `folder`.
+def weights_sha256(folder: str | Path, adapter: Path | None = None) -> str:
+    """64 hexadecimal digits for the weights in `folder`, and of the LoRA adapter that is added to them.
 
     For one file it is the SHA-256 of the file, as `sha256sum model.safetensors` prints it. For shards it is the SHA-256
-    of what `sha256sum model-*.safetensors` prints: a line "<digest>  <file name>" for each shard, in order of name.
+    of what `sha256sum model-*.safetensors` prints: a line "<digest>  <file name>" for each shard, in order of name. The
+    two files of an adapter follow these in the same form. `adapter` as in `load_parameters`.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     require_folder(folder)
     files = sorted(weight_files(folder))
+    if adapter is None and holds_adapter(folder):
+        adapter = folder
+    if adapter is not None:
+        files += [adapter / ADAPTER_CONFIG, adapter / ADAPTER_WEIGHTS]
     digests = [_sha256(path) for path in files]
     if len(files) == 1:
         return digests[0]
@@ -79,9 +85,4 @@ def _write_cache(name: str, entry: list[Any]) -> None:
         cache = dict(kept[-_MOST_ENTRIES + 1 :]) | {name: entry}
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".weights_sha256.{secrets.token_hex(4)}.tmp"
-        try:
-            temporary.write_text(json.dumps(cache, indent=0), encoding="utf-8")
-            os.replace(temporary, folder / "weights_sha256.json")
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(folder / "weights_sha256.json", of_content(json.dumps(cache, indent=0)))

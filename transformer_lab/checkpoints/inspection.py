@@ -13,6 +13,7 @@ from typing import Any
 from transformer_lab.checkpoints.config_file import CONFIG, LARGEST_CONFIG, read_config, read_family
 from transformer_lab.checkpoints.json_file import read_object
 from transformer_lab.checkpoints.loading import require_loadable
+from transformer_lab.checkpoints.lora import holds_adapter
 from transformer_lab.checkpoints.original import read_original
 from transformer_lab.checkpoints.regular_file import is_there
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_header
@@ -25,6 +26,7 @@ from transformer_lab.checkpoints.weight_files import (
     weight_files,
 )
 from transformer_lab.errors import InputFileError, LabError
+from transformer_lab.paths import expanded
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -52,9 +54,13 @@ class InspectedTensor:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect_folder` found. `loads`: whether load_parameters would take it; if not, `problems` says why."""
+    """What `inspect_folder` found. `loads`: whether load_parameters would take it; if not, `problems` says why.
+
+    `adapter`: the folder of a LoRA adapter that loading adds to the weights. The counts are those of the base model.
+    """
 
     path: str
+    adapter: str | None
     model_type: str | None
     loads: bool
     problems: tuple[str, ...]
@@ -72,20 +78,22 @@ class Inspection:
         return asdict(self)
 
 
-def inspect_folder(path: str | Path) -> Inspection:
-    """Looks at a folder in Hugging Face layout, or at a single .safetensors file.
+def inspect_folder(path: str | Path, adapter: Path | None = None) -> Inspection:
+    """Looks at a folder in Hugging Face layout, or at a single .safetensors file. `adapter` as in `load_parameters`.
 
     Raises InputFileError if there is nothing to look at: no such folder or file, or the single file is damaged.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if is_there(path) and not path.is_dir():
         if path.suffix in PICKLES:
             raise InputFileError(pickle_refusal([path.name]))
         file = read_header(path)
         reason = f"{path} is a single file; a model also needs {CONFIG}, in the folder with {SINGLE}."
-        return _inspection(path, {}, None, (), [reason], file.tensors, set(file.tensors), file.metadata)
+        return _inspection(path, None, {}, None, (), [reason], file.tensors, set(file.tensors), file.metadata)
 
     require_folder(path)
+    if adapter is None and holds_adapter(path):
+        adapter = path
     problems: list[str] = []
     fields: dict[str, Any] = {}
     generation: dict[str, Any] | None = None
@@ -106,15 +114,16 @@ def inspect_folder(path: str | Path) -> Inspection:
         config = read_config(path)
         generation = None if (found := read_original(path).generation) is None else dict(found)
         if not problems:
-            require_loadable(path, config)
+            require_loadable(path, config, adapter)
     except LabError as error:
         problems.append(str(error))
     tokenizer = tuple(name for name in TOKENIZER_FILES if is_there(path / name))
-    return _inspection(path, fields, generation, tokenizer, problems, tensors, parameters, metadata)
+    return _inspection(path, adapter, fields, generation, tokenizer, problems, tensors, parameters, metadata)
 
 
 def _inspection(
     path: Path,
+    adapter: Path | None,
     fields: dict[str, Any],
     generation: dict[str, Any] | None,
     tokenizer: tuple[str, ...],
@@ -129,6 +138,7 @@ def _inspection(
     model_type = fields.get("model_type")
     return Inspection(
         path=str(path),
+        adapter=None if adapter is None else str(adapter),
         model_type=model_type if isinstance(model_type, str) else None,
         loads=not problems,
         problems=tuple(dict.fromkeys(problems)),

@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.checkpoints.regular_file import open_regular
-from transformer_lab.errors import InputFileError
+from transformer_lab.errors import InputFileError, shown
 
 # A tensor takes about a dozen of these in a safetensors header: enough for 80,000 tensors in one file.
 MOST_VALUES = 1_000_000
@@ -61,7 +60,7 @@ def parse_object(data: bytes, where: str, strict: bool = False) -> dict[str, Any
         message = f"{where} is not usable JSON: it holds a number of too many digits."
         raise InputFileError(message) from error
     if not isinstance(value, dict):
-        message = f"{where} holds {quoted(value)}; a JSON object, {{...}}, is expected."
+        message = f"{where} holds {shown(value)}; a JSON object, {{...}}, is expected."
         raise InputFileError(message)
     return value
 
@@ -70,11 +69,11 @@ def _strict_object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            message = f"{where} gives {quoted(key)} twice."
+            message = f"{where} gives {shown(key)} twice."
             raise InputFileError(message)
         for text in (key, value):
             if isinstance(text, str) and not _is_unicode(text):
-                message = f"{where} holds {quoted(text)}, which is not valid Unicode."
+                message = f"{where} holds {shown(text)}, which is not valid Unicode."
                 raise InputFileError(message)
         result[key] = value
     return result

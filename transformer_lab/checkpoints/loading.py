@@ -13,14 +13,15 @@ import numpy as np
 
 from transformer_lab.checkpoints.config_file import CONFIG, read_family
 from transformer_lab.checkpoints.families import Stored
+from transformer_lab.checkpoints.lora import Adapter, holds_adapter, read_adapter
 from transformer_lab.checkpoints.number_formats import FLOATS
-from transformer_lab.checkpoints.quoted import listed, quoted
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_into
 from transformer_lab.checkpoints.tied_head import by_short_name, head_differs
 from transformer_lab.checkpoints.weight_files import read_headers
-from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
+from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError, listed, shown
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import nest
+from transformer_lab.paths import expanded
 
 
 def load_parameters(
@@ -30,6 +31,7 @@ def load_parameters(
     dtype: Any = np.float32,
     progress: Callable[[int, int], None] | None = None,
     checked: Callable[[], None] | None = None,
+    adapter: Path | None = None,
 ) -> dict[str, Any]:
     """The parameters of the model in `folder`, nested as `model.parameters.nest` makes them.
 
@@ -39,6 +41,7 @@ def load_parameters(
     [out, in], because that is how some families store their kernels; copy or pack it into the layout that is wanted.
     Without `place` the arrays themselves are the leaves. `progress(bytes_done, bytes_total)` counts bytes of the files.
     `checked()` is called when it is known that the files fit, before the first number is read.
+    `adapter` is the folder of a LoRA adapter that is added to the weights; by default `folder`, if it holds one.
 
     Raises InputFileError, naming the tensors, if the files do not fit `config`.
     """
@@ -46,8 +49,8 @@ def load_parameters(
     if dtype not in (np.float32, np.float64):
         message = f"Parameters are loaded as float32 or float64, not {dtype}."
         raise ConfigurationError(message)
-    folder = Path(folder).expanduser()
-    wanted, tensors = require_loadable(folder, config)
+    folder = expanded(folder)
+    wanted, tensors, lora = require_loadable(folder, config, adapter)
     if checked:
         checked()
     total = sum(tensor.size for tensor in tensors.values())
@@ -61,32 +64,44 @@ def load_parameters(
 
     flat = {}
     for name, stored in wanted.items():
-        array = _read(stored, tensors, dtype, advance)
+        array = _read(stored, tensors, dtype, advance, lora)
         flat[name] = place(name, array) if place else array
         del array
     return nest(flat)
 
 
-def require_loadable(folder: Path, config: ModelConfig) -> tuple[dict[str, Stored], dict[str, Tensor]]:
-    """Our names -> how they are stored, and the tensors by their stored names; InputFileError if they do not fit."""
+def require_loadable(
+    folder: Path, config: ModelConfig, adapter: Path | None = None
+) -> tuple[dict[str, Stored], dict[str, Tensor], Adapter | None]:
+    """Our names -> how they are stored; the tensors by their stored names; the adapter for them, if there is one.
+
+    Raises InputFileError if they do not fit.
+    """
     family, _ = read_family(folder)
     tensors = by_short_name(read_headers(folder), family)
     wanted: dict[str, Stored] = family.stored(config)
     _settle_tied_head(folder, config, family, tensors)
     _require_fit(folder, wanted, tensors)
-    return wanted, tensors
+    if adapter is None and holds_adapter(folder):
+        adapter = folder
+    return wanted, tensors, None if adapter is None else read_adapter(adapter, family, wanted)
 
 
-def _read(stored: Stored, tensors: Mapping[str, Tensor], dtype: Any, advance: Callable[[int], None]) -> Any:
+def _read(
+    stored: Stored, tensors: Mapping[str, Tensor], dtype: Any, advance: Callable[[int], None], lora: Adapter | None
+) -> Any:
     shapes = [shape for _, shape in stored.parts]
     try:
         array = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype)
     except MemoryError as error:
-        message = f"There is not enough memory for the tensor {quoted(stored.parts[0][0])}."
+        message = f"There is not enough memory for the tensor {shown(stored.parts[0][0])}."
         raise UnavailableError(message) from error
     start = 0
     for name, shape in stored.parts:
-        read_into(tensors[name], array[start : start + shape[0]], advance)
+        part = array[start : start + shape[0]]
+        read_into(tensors[name], part, advance)
+        if lora is not None:
+            lora.add_to(part, name, stored.transposed)
         start += shape[0]
     return array.T if stored.transposed else array
 
@@ -100,7 +115,7 @@ def _settle_tied_head(folder: Path, config: ModelConfig, family: ModuleType, ten
     elif tensors[family.HEAD].shape == tensors[family.EMBEDDING].shape:
         if head_differs(tensors, family):
             message = (
-                f"{folder}: {quoted(family.HEAD)} and {quoted(family.EMBEDDING)} hold different values, but the "
+                f"{folder}: {shown(family.HEAD)} and {shown(family.EMBEDDING)} hold different values, but the "
                 f"configuration ties them; set 'tie_word_embeddings' to false in {CONFIG}."
             )
             raise InputFileError(message)
@@ -110,7 +125,7 @@ def _settle_tied_head(folder: Path, config: ModelConfig, family: ModuleType, ten
 def _require_fit(folder: Path, wanted: Mapping[str, Stored], tensors: Mapping[str, Tensor]) -> None:
     expected = {name: shape for stored in wanted.values() for name, shape in stored.parts}
     missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
-    unexpected = [f"{quoted(t.name)} {_shape(t)}" for name, t in tensors.items() if name not in expected]
+    unexpected = [f"{shown(t.name)} {_shape(t)}" for name, t in tensors.items() if name not in expected]
     fitting = [(tensors[name], shape) for name, shape in expected.items() if name in tensors]
     misshapen = [f"{t.name} is {_shape(t)}, not {list(shape)}" for t, shape in fitting if t.shape != shape]
     not_float = [f"{t.name} is {t.format}, not {' or '.join(FLOATS)}" for t, _ in fitting if t.format not in FLOATS]

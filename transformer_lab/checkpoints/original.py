@@ -6,6 +6,7 @@ by themselves, because the same words must mean the same for every model.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformer_lab.checkpoints.json_file import read_object
 from transformer_lab.checkpoints.regular_file import is_there
 from transformer_lab.errors import ConfigurationError, InputFileError
 from transformer_lab.model.config import ModelConfig
+from transformer_lab.paths import expanded
 
 GENERATION_CONFIG = "generation_config.json"
 # Of generation_config.json, those that are offered here, under the same names.
@@ -48,7 +50,7 @@ class Original:
 
 def read_original(folder: str | Path) -> Original:
     """Raises InputFileError for a damaged file, and for end tokens that are no ids."""
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     family, fields = read_family(folder)
     path = folder / GENERATION_CONFIG
     if not is_there(path):
@@ -60,18 +62,12 @@ def read_original(folder: str | Path) -> Original:
 
 
 def completed(fields: Mapping[str, Any], original: Original, family: Any, config: ModelConfig) -> dict[str, Any]:
-    """Our fields of config.json with those of the original beside them, if they still mean the same model.
-
-    A list of end tokens stays a list.
-    """
-    if original.fields.get("model_type") != fields["model_type"]:
-        return dict(fields)
-    kept = {name: value for name, value in original.fields.items() if name not in _RENAMED}
-    merged = kept | dict(fields)
-    if "eos_token_id" in kept:
-        merged["eos_token_id"] = kept["eos_token_id"]
-    try:
-        means = family.config_from(Fields(Path(CONFIG), merged))
-    except (InputFileError, ConfigurationError):
-        return dict(fields)
-    return merged if means == config else dict(fields)
+    """Those of the original, or ours with those beside them, or ours alone: the first that still mean `config`."""
+    if original.fields.get("model_type") == fields["model_type"]:
+        kept = {name: value for name, value in original.fields.items() if name not in _RENAMED}
+        ends = {name: kept[name] for name in ("eos_token_id",) if name in kept}  # several, where ours has the first
+        for tried in (kept, kept | dict(fields) | ends, kept | dict(fields)):
+            with suppress(InputFileError, ConfigurationError):
+                if family.config_from(Fields(Path(CONFIG), tried)) == config:
+                    return tried
+    return dict(fields)

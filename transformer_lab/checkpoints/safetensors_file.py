@@ -18,9 +18,8 @@ import numpy as np
 
 from transformer_lab.checkpoints.json_file import parse_object
 from transformer_lab.checkpoints.number_formats import BITS, FLOATS, decode, encode
-from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.checkpoints.regular_file import open_regular
-from transformer_lab.errors import InputFileError
+from transformer_lab.errors import InputFileError, shown
 
 # safetensors itself allows 100 MB; a header of 80,000 tensors has about 10 MB.
 LARGEST_HEADER = 25_000_000
@@ -123,15 +122,15 @@ def write(handle: BinaryIO, tensors: Iterable[tuple[str, tuple[int, ...], Callab
 
 
 def _tensor(file: SafetensorsFile, name: str, entry: Any, data_start: int) -> Tensor:
-    where = f"the tensor {quoted(name)}"
+    where = f"the tensor {shown(name)}"
     if not isinstance(entry, dict):
-        _refuse(file.path, f"{where} is described by {quoted(entry)} instead of an object")
+        _refuse(file.path, f"{where} is described by {shown(entry)} instead of an object")
     for key in ("dtype", "shape", "data_offsets"):
         if key not in entry:
             _refuse(file.path, f"{where} has no {key}")
     format, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(format, str) or format not in BITS:
-        _refuse(file.path, f"{where} has the unknown dtype {quoted(format)}")
+        _refuse(file.path, f"{where} has the unknown dtype {shown(format)}")
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
         _refuse(file.path, f"{where} has a shape that is not a list of whole numbers from 0 to 2^63")
     if len(shape) > 64:
@@ -153,7 +152,7 @@ def _tensor(file: SafetensorsFile, name: str, entry: Any, data_start: int) -> Te
 def _require_seamless(file: SafetensorsFile, position: int, file_size: int) -> None:
     """The tensors must lie back to back from the end of the header to the end of the file."""
     for tensor in sorted(file.tensors.values(), key=lambda tensor: (tensor.start, tensor.size)):
-        where = f"the tensor {quoted(tensor.name)}"
+        where = f"the tensor {shown(tensor.name)}"
         if tensor.start < position:
             _refuse(file.path, f"{where} overlaps the one before it")
         if tensor.start > position:
@@ -166,7 +165,7 @@ def _require_seamless(file: SafetensorsFile, position: int, file_size: int) -> N
 
 
 def _shown_shape(shape: Iterable[int]) -> str:
-    return quoted(tuple(shape)) if len(tuple(shape)) > 8 else str(list(shape))
+    return shown(tuple(shape)) if len(tuple(shape)) > 8 else str(list(shape))
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
@@ -188,7 +187,7 @@ def _fill(handle: BinaryIO, path: Path, target: memoryview, name: str | None) ->
             message = f"{path} cannot be read: {error.strerror}."
             raise InputFileError(message) from error
         if not count:
-            _refuse(path, f"it ends inside {'its header' if name is None else f'the tensor {quoted(name)}'}")
+            _refuse(path, f"it ends inside {'its header' if name is None else f'the tensor {shown(name)}'}")
         done += count
 
 

@@ -1,33 +1,31 @@
 """Writes a model as a folder in Hugging Face layout, which transformers' from_pretrained loads too.
 
-Everything is first written under temporary names in the same folder and then renamed, so that a save that fails or is
-interrupted while it writes leaves the old files whole, and no others. Files that are not part of it, such as a
-tokenizer's, stay untouched.
+Everything is first written under temporary names in the same folder and then renamed (`atomic_file.py`), so that a save
+that fails or is interrupted while it writes leaves the old files whole, and no others. Files that are not part of it,
+such as a tokenizer's, stay untouched.
 """
 
-import contextlib
-import errno
 import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from transformer_lab.atomic_file import Write, of_content, sync_folder, write_files
 from transformer_lab.checkpoints.config_file import CONFIG, family_for
 from transformer_lab.checkpoints.families import Stored
 from transformer_lab.checkpoints.number_formats import BITS, NAMES
 from transformer_lab.checkpoints.original import GENERATION_CONFIG, Original, completed
-from transformer_lab.checkpoints.quoted import listed
 from transformer_lab.checkpoints.safetensors_file import write
 from transformer_lab.checkpoints.weight_files import INDEX, SINGLE
-from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
+from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError, listed
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, shapes
+from transformer_lab.paths import expanded
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _Part = tuple[str, tuple[int, ...], Callable[[], Any]]
@@ -51,7 +49,7 @@ def save_folder(
     Raises ConfigurationError for a model that no family can hold or parameters that do not fit, UnavailableError if the
     disk does not take it, InputFileError if `folder` cannot be one.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if dtype not in NAMES:
         message = f"dtype is {dtype!r}; choose one of {', '.join(NAMES)}."
         raise ConfigurationError(message)
@@ -69,7 +67,7 @@ def save_folder(
     ]
     format = NAMES[dtype]
     shards = _shards(parts, format, max_shard_size)
-    contents: dict[str, Callable[[BinaryIO], None]] = {}
+    contents: dict[str, Write] = {}
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -129,34 +127,14 @@ def _shards(parts: list[_Part], format: str, max_shard_size: int | None) -> list
     return shards
 
 
-def _json(value: Mapping[str, Any]) -> Callable[[BinaryIO], None]:
-    data = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-    def write_content(handle: BinaryIO) -> None:
-        handle.write(data)
-
-    return write_content
+def _json(value: Mapping[str, Any]) -> Write:
+    return of_content(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def _write_all(folder: Path, contents: Mapping[str, Callable[[BinaryIO], None]]) -> None:
-    """Writes each file under a temporary name, then renames them in order, then removes what they replace."""
-    temporary: dict[str, Path] = {}
-    made = False
+def _write_all(folder: Path, contents: Mapping[str, Write]) -> None:
+    """Writes the files, then removes what they replace."""
     try:
-        made = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, write_content in contents.items():
-            temporary[name] = folder / f".{name}.{secrets.token_hex(4)}.tmp"
-            with open(temporary[name], "xb") as handle:
-                write_content(handle)
-                handle.flush()
-                os.fsync(handle.fileno())
-        for name in contents:
-            if (folder / name).is_dir():
-                raise IsADirectoryError(errno.EISDIR, f"{name} in it is a folder")
-        for name in contents:
-            os.replace(temporary[name], folder / name)
-            del temporary[name]
+        write_files(folder, contents)
         _remove_replaced(folder, set(contents))
     except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError) as error:
         if isinstance(error, ConfigurationError):
@@ -168,22 +146,16 @@ def _write_all(folder: Path, contents: Mapping[str, Callable[[BinaryIO], None]])
         reason = error.strerror or str(error)
         message = f"The model could not be saved in {folder}: {reason[:1].lower()}{reason[1:]}."
         raise UnavailableError(message) from error
-    finally:
-        for path in temporary.values():  # empty unless something failed
-            path.unlink(missing_ok=True)
-        if made and temporary:
-            _remove_if_empty(folder)
 
 
 def _remove_replaced(folder: Path, written: set[str]) -> None:
     """A single file would win over an index, shards of another count are not in the new index, and what another model
     would generate with is not meant for this one: all go.
     """
-    for name in os.listdir(folder):
-        if name not in written and (name in (SINGLE, INDEX, GENERATION_CONFIG) or _SHARD.fullmatch(name)):
-            (folder / name).unlink()
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+    removable = (SINGLE, INDEX, GENERATION_CONFIG)
+    names = [name for name in os.listdir(folder) if name in removable or _SHARD.fullmatch(name)]
+    replaced = [name for name in names if name not in written]
+    for name in replaced:
+        (folder / name).unlink()
+    if replaced:
+        sync_folder(folder)

@@ -7,9 +7,8 @@ from types import ModuleType
 import numpy as np
 
 from transformer_lab.checkpoints.number_formats import FLOATS
-from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_into
-from transformer_lab.errors import InputFileError
+from transformer_lab.errors import InputFileError, shown
 
 _ELEMENTS_AT_ONCE = 1_000_000
 
@@ -22,7 +21,7 @@ def by_short_name(tensors: Mapping[str, Tensor], family: ModuleType) -> dict[str
         if family.BUFFERS.fullmatch(short):
             continue
         if short in result:
-            message = f"{tensor.file.path} has both {quoted(name)} and {quoted(result[short].name)}; only one can be."
+            message = f"{tensor.file.path} has both {shown(name)} and {shown(result[short].name)}; only one can be."
             raise InputFileError(message)
         result[short] = tensor
     return result

@@ -3,30 +3,30 @@
 Models are loaded one at a time and forgotten again; what they showed and is needed later waits on disk.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from transformer_lab.comparison.default_prompts import default_prompts
-from transformer_lab.comparison.judging.continuations import continuations
 from transformer_lab.comparison.judging.exactness import GRADIENT, Exactness
 from transformer_lab.comparison.judging.examination import Examination, examine
-from transformer_lab.comparison.judging.gradients import TrueGradients, compare_gradients, wrong_loss
+from transformer_lab.comparison.judging.generation.continuations import continuations
+from transformer_lab.comparison.judging.gradients import GradientRow, TrueGradients, compare_gradients
 from transformer_lab.comparison.judging.logits import agreement_of
 from transformer_lab.comparison.judging.self_check import check_judge
 from transformer_lab.comparison.judging.spool import Spool
 from transformer_lab.comparison.judging.sweeps import require_known, sweep
+from transformer_lab.comparison.judging.training_loss import wrong_loss
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.comparison.participants.participant import Participant
 from transformer_lab.comparison.reporting.report import Part, Report, report_of
 from transformer_lab.errors import ConfigurationError, LabError
 from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
+from transformer_lab.left_over import temporary_folder
 
 Progress = Callable[[str, int, int], None]
 LONGEST_GRADIENT = 32  # tokens: a backward pass keeps every score of every layer
@@ -90,34 +90,65 @@ def compare(
     ours = [(backend, precision) for backend in backends]
     if exact and precision != "exact":
         ours += [(backend, "exact") for backend in backends if isinstance(backend, str)]
-    total = len(ours) + len(participants)
     parts: list[Part] = []
-    true_gradients: list[TrueGradients] = []
+
+    def say(what: str) -> None:
+        if progress:
+            progress(what, len(parts), len(ours) + len(participants))
+
+    true_gradients: TrueGradients | None = None
     detached: list[str] = []
     without_gradient: list[str] = []
     if gradients and len(ids[0]) > 1:
-        if progress:
-            progress("gradients of the truth", 0, total)
+        say("gradients of the truth")
         try:
-            true_gradients.append(TrueGradients(true_model, ids[0][: LONGEST_GRADIENT + 1]))
-            detached = [] if true_gradients[0].infinite else true_gradients[0].detached()
-            if true_gradients[0].infinite:
-                where = true_gradients[0].infinite[-1]
-                without_gradient.append(f"Not judged: the gradients: that at {where} is not finite in float64 itself.")
+            true_gradients = TrueGradients(true_model, ids[0][: LONGEST_GRADIENT + 1])
+            detached = true_gradients.detached() if true_gradients.infinite is None else []
+            if true_gradients.infinite is not None:
+                how = f"that at {true_gradients.infinite} is not finite in float64 itself"
+                without_gradient.append(f"Not judged: the gradients: {how}.")
         except ConfigurationError as error:  # a function without a gradient, in somebody's own network
             without_gradient.append(f"Not judged: the gradients: {error}")
+    judge = check_judge(true_model, ids[0], true_gradients)
 
-    judge = check_judge(true_model, ids[0], true_gradients[0] if true_gradients else None)
+    def examined(own: OwnModel, look_on: Callable[[int, str, np.ndarray], None]) -> Examination:
+        """Who shows the bits of the first one in exact mode is judged with it."""
+        first = next((part.examination for part in parts if part.facts["name"] in bits.sizes), None)
+        if own.precision != "exact" or first is None:
+            return examine(own, truth, ids, look_on)
+        for number, token_ids in enumerate(ids):
+            for name, value in own.taps(token_ids):
+                look_on(number, name, value)
+        if bits.equal(own.name):
+            return first.of(own.name)
+        bits.begin(own.name)
+        return examine(own, truth, ids, look_on)
 
-    def own_part(backend: Any, wanted: str, folder: Path, bits: Exactness) -> Part:
-        """All about one of our models, which is forgotten with this call."""
-        model = load_model(source, backend, wanted, ops, **chosen)
-        own = OwnModel(model)
-        own.name = _unused(own.name, parts)
-        if progress:
-            progress(own.name, len(parts), total)
-        plain = Spool(folder)
+    def gradients_of(own: OwnModel, asked: bool) -> list[GradientRow]:
+        """asked: in the precision that was asked for. Beside it, exact mode answers one question alone: are the
+        gradients the same everywhere?"""
         exactly = own.precision == "exact"
+        if true_gradients is None or not (exactly or asked):
+            return []
+        look_on = (lambda name, found: bits.look_on(0, f"{GRADIENT}{name}", found)) if exactly else None
+        try:
+            rows = compare_gradients(own.model, true_gradients, own.name, look_on, steps=asked)
+        except ConfigurationError as error:  # one of this backend's functions has none
+            without_gradient.append(f"Not judged: the gradients of {own.name}: {error}")
+            return []
+        if unknown := next((row for row in rows if row.unknown), None):
+            how = f"{unknown.unknown:,} elements may be beyond the largest number of their precision"
+            without_gradient.append(f"Not judged: the gradient {unknown.parameter} on {own.name}: {how}.")
+        return rows
+
+    def own_part(backend: Any, wanted: str) -> Part:
+        """All about one of our models, which is forgotten with this call."""
+        load = partial(load_model, source, backend, **{"precision": wanted, "ops": ops, **chosen})
+        model = load()
+        own, plain = OwnModel(model), Spool(scratch / str(len(parts)))
+        own.name = _unused(own.name, parts)
+        say(own.name)
+        exactly, asked = own.precision == "exact", wanted == precision
         if exactly:
             bits.begin(own.name)
 
@@ -127,81 +158,35 @@ def compare(
             if exactly:
                 bits.look_on(prompt, name, value)
 
-        before = next((part.examination for part in parts if part.facts["name"] in bits.sizes), None)
-        examination = _judged_before(before, own, ids, look_on, bits) if exactly and before is not None else None
-        if examination is None:
-            examination = examine(own, truth, ids, look_on)
-        part = Part.of(own, examination)
+        part = Part.of(own, examined(own, look_on))
         if exactly:
-            bits.certificate[own.name] = examination.certificate
-        if new_tokens and wanted == precision:  # and not only to see that exact mode is the same everywhere
-            shown = max(errors.max_abs for errors in examination.taps["logits"].total)
+            bits.certificate[own.name] = part.examination.certificate
+        if new_tokens and asked:  # and not only to see that exact mode is the same everywhere
+            shown = max(errors.max_abs for errors in part.examination.taps["logits"].total)
             part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs, shown)
-        if true_gradients and (exactly or wanted == precision):
-
-            def look_on_gradient(name: str, gradient: np.ndarray) -> None:
-                if exactly:
-                    bits.look_on(0, f"{GRADIENT}{name}", gradient)
-
-            # Beside another precision, exact mode answers one question alone: are the gradients the same everywhere?
-            try:
-                part.gradients = compare_gradients(
-                    model, true_gradients[0], own.name, look_on_gradient, steps=wanted == precision
-                )
-                if unknown := next((row for row in part.gradients if row.unknown), None):
-                    how = f"{unknown.unknown:,} elements may be beyond the largest number of their precision"
-                    without_gradient.append(f"Not judged: the gradient {unknown.parameter} on {own.name}: {how}.")
-            except ConfigurationError as error:  # one of this backend's functions has none
-                without_gradient.append(f"Not judged: the gradients of {own.name}: {error}")
-        if len(ids[0]) > 1 and wanted == precision:
+        part.gradients = gradients_of(own, asked)
+        if len(ids[0]) > 1 and asked:
             part.loss = wrong_loss(model, own.name, ids[0], training=gradients)
-        again = partial(load_model, source, backend, **{"precision": wanted, "ops": ops, **chosen})
-        load = again if isinstance(backend, str) else None
-        part.sweeps = list(sweep(sweeps, model, own.name, load, truth, ids[0], plain))
+        again = load if isinstance(backend, str) else None
+        part.sweeps = list(sweep(sweeps, model, own.name, again, truth, ids[0], plain))
         return part
 
-    with tempfile.TemporaryDirectory(prefix="transformer-lab-") as folder:
-        bits = Exactness(Path(folder) / "exact")
+    with temporary_folder() as scratch:
+        bits = Exactness(scratch / "exact")
         for backend, wanted in ours:
-            parts.append(own_part(backend, wanted, Path(folder) / str(len(parts)), bits))
+            parts.append(own_part(backend, wanted))
         for participant in participants:
-            if progress:
-                progress(participant.name, len(parts), total)
+            say(participant.name)
             parts.append(Part.of(participant, examine(participant, truth, ids)))
-    if progress:
-        progress("report", total, total)
+    say("report")
     texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
-    of_unknown_logits = {
-        part.examination.precision
-        for part in parts
-        if (found := part.examination.taps.get("logits")) is not None and found.unjudged
-    }
-    sound_kl = {
-        name: kl
-        for name in sorted(of_unknown_logits)
-        if (kl := _sound_kl(source, name, true_model, ids, chosen)) is not None
-    }
+    logits = [(part.examination.precision, part.examination.taps.get("logits")) for part in parts]
+    of_unknown_logits = sorted({name for name, found in logits if found is not None and found.unjudged})
+    sound_kl = {name: _sound_kl(source, name, true_model, ids, chosen) for name in of_unknown_logits}
     seconds = time.perf_counter() - begin
     return report_of(
         true_model, precision, texts, ids, parts, bits, detached, without_gradient, judge, sound_kl, seconds
     )
-
-
-def _judged_before(
-    first: Examination,
-    own: OwnModel,
-    prompts: Sequence[np.ndarray],
-    look_on: Callable[[int, str, np.ndarray], None],
-    bits: Exactness,
-) -> Examination | None:
-    """Who shows the bits of the first one in exact mode is judged with it; None if they differ."""
-    for number, token_ids in enumerate(prompts):
-        for name, value in own.taps(token_ids):
-            look_on(number, name, value)
-    if bits.equal(own.name):
-        return first.of(own.name)
-    bits.begin(own.name)
-    return None
 
 
 def _sound_kl(

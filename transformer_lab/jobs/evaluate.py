@@ -36,7 +36,7 @@ class Evaluate:
             message = f"{model.source} has no tokenizer, which reading text needs. Name one with tokenizer.source."
             raise ConfigurationError(message)
         with progress_bar() as progress:
-            text = data.whole(model.tokenizer, progress)
+            text = data.whole(model.tokenizer, progress, model.config.end_of_text_id)
             begin = time.perf_counter()
             found = evaluate(model, text, self.batch_size, self.context, self.stride, self.max_tokens, progress)
         seconds = time.perf_counter() - begin

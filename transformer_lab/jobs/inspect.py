@@ -3,14 +3,14 @@
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformer_lab.checkpoints import Inspection, inspect_folder
 from transformer_lab.checkpoints.regular_file import is_there
 from transformer_lab.config import Settings
 from transformer_lab.errors import printable
 from transformer_lab.jobs.record import Result
-from transformer_lab.sources import model_folder
+from transformer_lab.paths import expanded
+from transformer_lab.sources import ModelFiles, model_files
 
 
 @dataclass(frozen=True)
@@ -18,18 +18,17 @@ class Inspect:
     """Has no options: `model=...` or `model.source=PATH` says what to look at."""
 
     def run(self, settings: Settings) -> Result:
-        found = inspect_folder(_chosen_path(settings))
+        found = inspect_folder(*_chosen_files(settings))
         _print_tables(found)
         return Result(output=found.to_dict())
 
 
-def _chosen_path(settings: Settings) -> Path:
+def _chosen_files(settings: Settings) -> ModelFiles:
     """What the model's source means; other than for loading, it may be a single file."""
-    source = settings.sections["model"]["source"]
-    file = Path(source).expanduser()
-    return (
-        file if is_there(file) and not file.is_dir() else model_folder(source, settings.sections["model"]["revision"])
-    )
+    chosen = settings.sections["model"]
+    source, revision = str(chosen["source"] or settings.choices["model"]), chosen["revision"]
+    file = expanded(source)
+    return ModelFiles(file, None) if is_there(file) and not file.is_dir() else model_files(source, revision)
 
 
 def _print_tables(found: Inspection) -> None:
@@ -48,6 +47,7 @@ def _print_tables(found: Inspection) -> None:
         ("types", ", ".join(f"{count:,} {dtype}" for dtype, count in found.parameters_by_dtype.items())),
         ("tokenizer", ", ".join(found.tokenizer_files) or "none"),
         ("generation", printable(json.dumps(found.generation_config)) if found.generation_config else "nothing said"),
+        *([("adapter", printable(found.adapter))] if found.adapter else []),
     ):
         facts.add_row(name, Text(value))
     for problem in found.problems:

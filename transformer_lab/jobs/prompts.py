@@ -3,13 +3,12 @@
 import json
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from transformer_lab.checkpoints.quoted import quoted
 from transformer_lab.checkpoints.regular_file import open_regular
 from transformer_lab.config import Settings
-from transformer_lab.errors import ConfigurationError, InputFileError
+from transformer_lab.errors import ConfigurationError, InputFileError, shown
+from transformer_lab.paths import expanded
 
 STANDARD_INPUT = "-"
 LARGEST_PROMPT_BYTES = 64 * 2**20  # far above any context; a wrong file is refused before it fills the memory
@@ -89,13 +88,13 @@ def _checked_text(key: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:  # Python keeps such bytes of a command line as half characters
-        message = f"{key} is {quoted(text)}, which is not valid UTF-8."
+        message = f"{key} is {shown(text)}, which is not valid UTF-8."
         raise ConfigurationError(message) from None
     return text
 
 
 def _read_file(name: str) -> str:
-    with open_regular(Path(name).expanduser()) as file:
+    with open_regular(expanded(name)) as file:
         return _decoded(file.read(LARGEST_PROMPT_BYTES + 1), f"The prompt file {name}")
 
 

@@ -7,6 +7,7 @@ from transformer_lab.config import Settings
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.jobs.loading import progress_bar
 from transformer_lab.jobs.record import Result
+from transformer_lab.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class TrainTokenizer:
         if path is None:
             message = "data.path is missing; name the text to learn from, as in data.path=FILE_OR_FOLDER."
             raise ConfigurationError(message)
-        folder = Path(self.output).expanduser() if self.output else (settings.folder or Path.cwd()) / "tokenizer"
+        folder = expanded(self.output) if self.output else (settings.folder or Path.cwd()) / "tokenizer"
         with progress_bar() as progress:
             report = (lambda done, total: progress("tokens", done, total)) if progress else None
-            tokenizer = train_tokenizer(Path(path).expanduser(), self.vocab_size, self.special_tokens, report)
+            tokenizer = train_tokenizer(expanded(path), self.vocab_size, self.special_tokens, report)
         tokenizer.save(folder)
         print(folder)
         return Result(output={"folder": str(folder), "vocab_size": tokenizer.vocab_size, "path": path})

@@ -28,13 +28,15 @@ from transformer_lab.tokenizers import TOKENIZER_FILES, Tokenizer, chat_text
 class LanguageModel:
     """What `load_model` returns. `config`, `tokenizer` (or None) and `backend` are there to be read.
 
-    source: what load_model was given; folder: where the weights lie, or None; load_seconds: how long loading took.
+    source: what load_model was given; folder: where the weights lie, or None; adapter: the folder of a LoRA adapter
+    that was added to them, or None; load_seconds: how long loading took.
     end_of_text_ids: every id that ends a generation; generation_config.json and config.json may list several.
     original: what else the folder says, which `save` gives back.
     """
 
     source = ""
     folder: Path | None = None
+    adapter: Path | None = None
     load_seconds = 0.0
     original = checkpoints.Original()
 
@@ -56,7 +58,7 @@ class LanguageModel:
 
     def weights_sha256(self) -> str | None:
         """sha256 over the weight files, or None for random weights."""
-        return checkpoints.weights_sha256(self.folder) if self.folder else None
+        return checkpoints.weights_sha256(self.folder, self.adapter) if self.folder else None
 
     # --- numbers ----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from transformer_lab.language_model.placing import add_derived, placed, placed_a
 from transformer_lab.memory import enough_memory, require_bytes
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import count
-from transformer_lab.sources import Progress, config_folder, model_folder
+from transformer_lab.sources import ModelFiles, Progress, config_folder, model_files
 from transformer_lab.tokenizers import TOKENIZER_KINDS, Tokenizer
 
 KINDS_OF_WEIGHTS = ("pretrained", "random")
@@ -43,7 +43,8 @@ def load_model(
     """Loads a model.
 
     source: a name under conf/model, a folder in Hugging Face layout (config.json + *.safetensors), or a hub id. What
-        starts with "/", "." or "~", or names an existing folder, is always a folder.
+        starts with "/", "." or "~", or names an existing folder, is always a folder. A LoRA adapter of peft beside the
+        weights is added to them; without weights beside it, to the model that its adapter_config.json names.
     backend: a name under conf/backend, or a Backend that is already built (then precision, ops and device are its own).
     precision: "float32", "float64", or "exact" (docs/exact_mode.md).
     ops: "fused", "manual", or a mapping operation -> version.
@@ -64,35 +65,47 @@ def load_model(
     if tokenizer is not None and tokenizer not in TOKENIZER_KINDS:
         message = f"tokenizer is {tokenizer!r}; choose one of {', '.join(TOKENIZER_KINDS)}."
         raise ConfigurationError(message)
-    folder = config_folder(source, revision) if weights == "random" else model_folder(source, revision)
+    random = weights == "random"
+    folder, adapter = ModelFiles(config_folder(source, revision), None) if random else model_files(source, revision)
     config, original = with_feed_forward(checkpoints.read_config(folder), ffn), checkpoints.read_original(folder)
     found: list[Tokenizer | None] = []
 
     def before_reading() -> None:
         """Whatever can be refused without the numbers is refused before they are read."""
-        found.append(fitting_tokenizer(folder, config, tokenizer or "byte_bpe"))
+        kind = tokenizer or "byte_bpe"
+        own = fitting_tokenizer(adapter, config, kind) if adapter else None  # one that was trained with it
+        found.append(own or fitting_tokenizer(folder, config, kind))
         if backend.device == "cpu":
             require_bytes(count(config) * _BYTES.get(backend.precision, 4), f"{source}, {count(config):,} parameters")
 
     with enough_memory(f"{source}: it has {count(config):,} parameters"):
-        if weights == "random":
+        if random:
             before_reading()
             params = placed_at_random(config, backend, seed, progress)
         else:
             report = (lambda done, total: progress("weights", done, total)) if progress else None
             dtype = np.float64 if backend.precision == "float64" else np.float32
-            params = checkpoints.load_parameters(folder, config, backend.place, dtype, report, before_reading)
+            params = checkpoints.load_parameters(folder, config, backend.place, dtype, report, before_reading, adapter)
         add_derived(config, backend, params)
     model = LanguageModel(backend, config, params, found[0], cache or Contiguous())
-    model.source, model.folder = str(source), folder if weights == "pretrained" else None
-    model.original = original
-    model.end_of_text_ids = original.end_of_text_ids
+    model.source, model.folder, model.adapter = str(source), None if random else folder, adapter
+    model.original, model.end_of_text_ids = original, original.end_of_text_ids
     model.load_seconds = time.perf_counter() - begin
     return model
 
 
 def assemble(
-    config: ModelConfig, arrays: Mapping[str, np.ndarray], backend: Any, tokenizer: Tokenizer | None = None
+    config: ModelConfig,
+    arrays: Mapping[str, np.ndarray],
+    backend: Any,
+    tokenizer: Tokenizer | None = None,
+    original: checkpoints.Original | None = None,
 ) -> LanguageModel:
-    """A model of weights that are at hand: dotted name -> NumPy array, kernels [in, out], as `shapes(config)` says."""
-    return LanguageModel(backend, config, placed(config, backend, arrays), tokenizer, Contiguous())
+    """A model of weights that are at hand: dotted name -> NumPy array, kernels [in, out], as `shapes(config)` says.
+
+    original: what the folder that it comes from says beside the weights.
+    """
+    model = LanguageModel(backend, config, placed(config, backend, arrays), tokenizer, Contiguous())
+    if original is not None:
+        model.original, model.end_of_text_ids = original, original.end_of_text_ids
+    return model

@@ -35,3 +35,8 @@ def add_derived(config: ModelConfig, backend: Any, params: dict[str, Any]) -> No
         params["rotary"] = backend.turn_table(rotary_table(config), rotary_angles(config))
     if config.tied_head:
         params["head"] = {"kernel": backend.place_tied_head(params["embed"]["token"])}
+
+
+def constants(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a model's parameters that is not learned, and comes of no weight."""
+    return {name: params[name] for name in ("rotary",) if name in params}

@@ -14,6 +14,7 @@ Knows nothing of encoding.
 import codecs
 import heapq
 import logging
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -135,13 +136,13 @@ def _names_a_path(text: str) -> bool:
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_dir():
+    if os.path.isdir(path):
         files = sorted(file for file in path.glob("*.txt") if file.is_file())
         if not files:
             message = f"The folder {path} holds no *.txt files."
             raise InputFileError(message)
         return files
-    if not path.is_file():  # a missing file, or a pipe, which might never end
+    if not os.path.isfile(path):  # a missing file, or a pipe, which might never end
         message = f"The text file {path} does not exist or is not a regular file."
         raise InputFileError(message)
     return [path]

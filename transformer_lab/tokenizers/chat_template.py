@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
-from transformer_lab.tokenizers.shown import shown
+from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError, shown
 from transformer_lab.tokenizers.tokenizer_config import TOKEN_ROLES
 
 _PROCESS = Path(__file__).with_name("chat_template_process.py")

@@ -15,9 +15,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from transformer_lab.errors import InputFileError
+from transformer_lab.errors import InputFileError, shown
 from transformer_lab.tokenizers.byte_alphabet import from_stand_ins
-from transformer_lab.tokenizers.shown import shown
 
 _MOST_STEPS = 50
 _LONGEST_TEXT = 1_000  # of a setting of a step, in characters

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformer_lab.errors import ConfigurationError
+from transformer_lab.errors import ConfigurationError, shown
 from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.byte_alphabet import CHARACTER_OF_BYTE, from_stand_ins, is_stand_in_text
 from transformer_lab.tokenizers.expressions import Literal
@@ -16,7 +16,6 @@ from transformer_lab.tokenizers.merge_list import MergeList
 from transformer_lab.tokenizers.normalization import NormalizerStep, Prepend, Replace, Strip, StripAccents, growth
 from transformer_lab.tokenizers.normalization import normalize as normalized
 from transformer_lab.tokenizers.pre_tokenization import GPT2_PRE_TOKENIZER, ByteLevel, Metaspace, PreTokenizerStep
-from transformer_lab.tokenizers.shown import shown
 
 END_OF_TEXT = "<|endoftext|>"
 BYTE_LEVEL_DECODER: Mapping[str, Any] = {

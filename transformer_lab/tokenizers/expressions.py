@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Protocol
 
-from transformer_lab.errors import ConfigurationError, InputFileError
-from transformer_lab.tokenizers.shown import shown
+from transformer_lab.errors import ConfigurationError, InputFileError, shown
 from transformer_lab.tokenizers.unicode_versions import all_seen_otherwise, as_ranges, seen_otherwise
 
 # Published expressions have some hundred characters, and count to 3.

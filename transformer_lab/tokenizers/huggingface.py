@@ -15,7 +15,7 @@ from typing import Any
 
 import tokenizers
 
-from transformer_lab.errors import ConfigurationError, InputFileError, printable
+from transformer_lab.errors import ConfigurationError, InputFileError, printable, shown
 from transformer_lab.tokenizers.byte_alphabet import from_stand_ins
 from transformer_lab.tokenizers.decoding import Rule, decoder_rules
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
@@ -23,7 +23,6 @@ from transformer_lab.tokenizers.json_fields import require_few
 from transformer_lab.tokenizers.original_files import save_files
 from transformer_lab.tokenizers.pre_tokenization import replace_lone_surrogates
 from transformer_lab.tokenizers.saving import rendered
-from transformer_lab.tokenizers.shown import shown
 from transformer_lab.tokenizers.stream_decoder import (
     BytesDecoding,
     Decoding,

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer_lab.errors import InputFileError
-from transformer_lab.tokenizers.shown import shown
+from transformer_lab.errors import InputFileError, shown
 from transformer_lab.tokenizers.tokenizer_files import json_type
 
 MOST_STEPS = 50

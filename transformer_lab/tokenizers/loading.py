@@ -12,14 +12,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from transformer_lab.errors import ConfigurationError, InputFileError
-from transformer_lab.paths import data_folder
+from transformer_lab.errors import ConfigurationError, InputFileError, shown
+from transformer_lab.paths import data_folder, expanded
 from transformer_lab.tokenizers.bpe import BPE
 from transformer_lab.tokenizers.byte_bpe import ByteBPE
 from transformer_lab.tokenizers.definition import TokenizerDefinition
 from transformer_lab.tokenizers.interface import Tokenizer
 from transformer_lab.tokenizers.original_files import original_files
-from transformer_lab.tokenizers.shown import shown
 from transformer_lab.tokenizers.text_template import text_template
 from transformer_lab.tokenizers.tokenizer_config import with_tokenizer_config
 from transformer_lab.tokenizers.tokenizer_files import read_json_object
@@ -68,11 +67,7 @@ def load_tokenizer(source: str | PathLike[str], kind: str = "byte_bpe") -> Token
             )
             raise ConfigurationError(message)
         source = data_folder("resources") / "tokenizer_data" / source
-    try:
-        folder = Path(source).expanduser()
-    except RuntimeError:
-        message = f"{source} names the home folder of an unknown user."
-        raise InputFileError(message) from None
+    folder = expanded(source)
     tokenizer = load_tokenizer_folder(folder, kind)
     if tokenizer is None:
         message = f"{folder} holds no tokenizer; looked for {', '.join(TOKENIZER_FILES)}."
@@ -88,8 +83,7 @@ def load_tokenizer_folder(folder: str | PathLike[str], kind: str = "byte_bpe") -
     folder = Path(folder)
     if not _is_dir(folder):
         what = "is not a folder" if _exists(folder) else "does not exist"
-        shown = str(folder) if len(str(folder)) < 300 else f"{str(folder)[:300]}..."
-        message = f"The tokenizer folder {shown} {what}."
+        message = f"The tokenizer folder {folder} {what}."
         raise InputFileError(message)
     with _no_collection():
         return _load(folder, kind)

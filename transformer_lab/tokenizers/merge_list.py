@@ -8,8 +8,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from transformer_lab.errors import ConfigurationError
-from transformer_lab.tokenizers.shown import shown
+from transformer_lab.errors import ConfigurationError, shown
 
 
 class MergeList(Sequence[tuple[str, str]]):

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformer_lab.errors import InputFileError
-from transformer_lab.tokenizers.shown import shown
+from transformer_lab.errors import InputFileError, shown
 from transformer_lab.tokenizers.tokenizer_files import json_type
 
 _MOST_TOKENS = 100

@@ -7,12 +7,11 @@ class that tokenizer_config.json names; here they are as in transformers 5.
 from pathlib import Path
 from typing import Any
 
-from transformer_lab.errors import InputFileError
+from transformer_lab.errors import InputFileError, shown
 from transformer_lab.tokenizers.definition import BYTE_LEVEL_DECODER, END_OF_TEXT
 from transformer_lab.tokenizers.expressions import Expression
 from transformer_lab.tokenizers.normalization import Lowercase, Replace, UnicodeForm
 from transformer_lab.tokenizers.pre_tokenization import ByteLevel, Split
-from transformer_lab.tokenizers.shown import shown
 
 # Those with GPT-2's split and nothing else, and the tokens that each knows as special, where the vocabulary has them.
 _ROBERTA = ("<s>", "</s>", "<unk>", "<pad>", "<mask>")

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformer_lab.errors import InputFileError
-from transformer_lab.tokenizers.shown import shown
+from transformer_lab.errors import InputFileError, shown
 from transformer_lab.tokenizers.tokenizer_files import json_type, optional_json_object
 
 CONFIG, ROLES = "tokenizer_config.json", "special_tokens_map.json"

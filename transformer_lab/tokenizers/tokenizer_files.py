@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformer_lab import atomic_file
 from transformer_lab.errors import InputFileError, UnavailableError
 
 # The largest published tokenizer.json files have some 35 MB and two million values. Anything far above is no tokenizer,
@@ -82,22 +83,12 @@ def json_type(value: object) -> str:
 
 
 def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
-    """Writes name -> content into `folder`: all under temporary names first, then renamed: nothing old is half lost."""
-    temporary: dict[Path, Path] = {}
+    """Writes name -> content into `folder`, made if missing: all are whole before the first is renamed to its name."""
     try:
         if folder.exists() and not folder.is_dir():
             message = f"{folder} is a file; a folder is needed."
             raise InputFileError(message)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            path = folder / f".{name}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
-            temporary[path] = folder / name
-            path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        for path, final in temporary.items():
-            path.replace(final)
+        atomic_file.write_files(folder, {name: atomic_file.of_content(each) for name, each in contents.items()})
     except OSError as error:
         message = f"{folder} cannot be written: {error.strerror or error}."
         raise UnavailableError(message) from error
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from transformer_lab.errors import ConfigurationError, InputFileError
+from transformer_lab.errors import ConfigurationError, InputFileError, shown
 from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.decoding import decoder_rules
 from transformer_lab.tokenizers.definition import BYTE_LEVEL_DECODER, TokenizerDefinition
@@ -18,7 +18,6 @@ from transformer_lab.tokenizers.json_fields import as_list, as_object, flag, oth
 from transformer_lab.tokenizers.merge_list import MergeList
 from transformer_lab.tokenizers.normalizer_json import normalizer_json, read_normalizer
 from transformer_lab.tokenizers.pre_tokenizer_json import pre_tokenizer_json, read_pre_tokenizer
-from transformer_lab.tokenizers.shown import shown
 
 # Above what was ever published; a file with more is refused before it fills the memory.
 MOST_MERGES = 1_000_000  # published: 580,604

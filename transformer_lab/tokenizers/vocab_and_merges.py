@@ -10,11 +10,10 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from transformer_lab.errors import InputFileError
+from transformer_lab.errors import InputFileError, shown
 from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.definition import TokenizerDefinition
 from transformer_lab.tokenizers.json_fields import as_object, flag, require_few, text, vocabulary
-from transformer_lab.tokenizers.shown import shown
 from transformer_lab.tokenizers.tokenizer_class import rules_of_class
 from transformer_lab.tokenizers.tokenizer_config import special_texts
 from transformer_lab.tokenizers.tokenizer_files import optional_json_object, read_json_object, read_text

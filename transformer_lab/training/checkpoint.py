@@ -1,14 +1,12 @@
 """The checkpoints of a run: a model folder in Hugging Face layout for each, with all that the next step needs.
 
 RUN/checkpoints/step-00000300/ holds config.json, model.safetensors, the tokenizer's files, optimizer.npz (the moments
-of AdamW and the average of the weights, bit for bit) and training.json. A checkpoint is written under another name and
-renamed when it is whole, so each folder of that name is good, and the old ones go only after that.
+of AdamW and the average of the weights, bit for bit) and training.json. A checkpoint gets its name when it is whole,
+and loses it before it is removed (`atomic_folder.py`): a killed process leaves no half of one under such a name.
 """
 
 import json
-import os
 import re
-import shutil
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,80 +17,93 @@ from typing import Any
 import numpy as np
 
 from transformer_lab import checkpoints
+from transformer_lab.atomic_file import make_folder, of_content, write_file
+from transformer_lab.atomic_folder import new_folder, remove_folder
 from transformer_lab.errors import InputFileError, UnavailableError
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, nest, shapes
 
 FOLDER, STATE, FACTS = "checkpoints", "optimizer.npz", "training.json"
+SCHEMA = 2  # 1 knew less of the run, and its schedules had other numbers
 _NAME = re.compile(r"step-(\d{8,})")
 Trees = dict[str, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """step: how many steps were done. facts: what training.json holds, among it "best", the best evaluation so far."""
+    """A folder, by its name a checkpoint. step: how many steps were done."""
 
     path: Path
     step: int
-    facts: Mapping[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """What training.json holds: `step`, and what `save` was given. Raises InputFileError if it is damaged."""
+        path = self.path / FACTS
+        try:
+            facts = json.loads(path.read_bytes())
+            schema = facts["schema"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            message = f"{path} cannot be read ({error}). The checkpoint is damaged."
+            raise InputFileError(message) from error
+        if schema != SCHEMA:
+            message = f"{path} was written by another version of this package, which alone can go on from it."
+            raise InputFileError(message)
+        return dict(facts)
 
 
-def save(run: Path, step: int, config: ModelConfig, trees: Trees, facts: Mapping[str, Any], tokenizer: Any) -> Path:
-    """Writes the checkpoint of `step` and returns its folder. trees: as TrainingStep.trees gives them.
+def save(
+    run: Path,
+    step: int,
+    config: ModelConfig,
+    trees: Trees,
+    facts: Mapping[str, Any],
+    tokenizer: Any,
+    original: checkpoints.Original | None = None,
+) -> Path:
+    """Writes the checkpoint of `step` and returns its folder. trees: as TrainingStep.trees gives them. original: what
+    the folder that the model comes from says beside its weights.
 
-    Raises UnavailableError if the disk does not take it; what was there before is then still there.
+    Raises UnavailableError if the disk does not take it; the other checkpoints are then still there.
     """
     path = run / FOLDER / f"step-{step:08d}"
-    temporary = path.with_name(f".{path.name}.writing")
+    dtype = str(next(iter(trees["params"].values())).dtype)
+    rest = {
+        f"{title}/{name}": array for title, tree in trees.items() if title != "params" for name, array in tree.items()
+    }
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        dtype = str(next(iter(trees["params"].values())).dtype)
-        checkpoints.save_folder(temporary, config, nest(trees["params"]), dtype=dtype)
-        if tokenizer is not None:
-            tokenizer.save(temporary)
-        rest = {
-            f"{title}/{name}": array
-            for title, tree in trees.items()
-            if title != "params"
-            for name, array in tree.items()
-        }
-        with open(temporary / STATE, "wb") as file:
-            np.savez(file, **rest)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        with open(temporary / FACTS, "w", encoding="utf-8") as text:
-            json.dump({"schema": 1, "step": step, **facts}, text, indent=2)
-            text.flush()
-            os.fsync(text.fileno())
-        if path.exists():  # the same step again, after resuming from an older one
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        make_folder(path.parent)
+        with new_folder(path) as place:
+            checkpoints.save_folder(place, config, nest(trees["params"]), dtype=dtype, original=original)
+            if tokenizer is not None:
+                tokenizer.save(place)
+            write_file(place / STATE, lambda file: np.savez(file, **rest))  # type: ignore[arg-type]
+            write_file(
+                place / FACTS, of_content(json.dumps({"schema": SCHEMA, "step": step, **facts}, indent=2) + "\n")
+            )
+            remove_folder(path)  # the same step again: that one was damaged, and the run went on from an older one
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         message = f"The checkpoint of step {step} could not be written to {path}: {error.strerror or error}."
         raise UnavailableError(message) from error
-    except UnavailableError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return path
 
 
 def found(run: Path) -> list[Checkpoint]:
-    """The whole checkpoints of a run, oldest first."""
-    result = []
+    """The checkpoints of a run, oldest first. One that was damaged from outside is among them until it is looked at."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        for path in (run / FOLDER).iterdir():
-            if match := _NAME.fullmatch(path.name):
-                result.append(Checkpoint(path, int(match[1]), _facts(path)))
-    return sorted(result, key=lambda checkpoint: checkpoint.step)
+        matches = [(path, _NAME.fullmatch(path.name)) for path in (run / FOLDER).iterdir()]
+        return sorted((Checkpoint(path, int(match[1])) for path, match in matches if match), key=lambda one: one.step)
+    return []
 
 
-def prune(run: Path, keep_last: int, best_step: int | None) -> None:
-    """Removes all but the last `keep_last` checkpoints and the best."""
-    for checkpoint in found(run)[:-keep_last]:
+def prune(run: Path, step: int, keep_last: int, best_step: int | None) -> None:
+    """Removes the checkpoints up to `step` but the last `keep_last` of them and the best.
+
+    Later ones are damaged, or the run would have gone on from them: they must not count in place of good ones.
+    """
+    for checkpoint in [one for one in found(run) if one.step <= step][:-keep_last]:
         if checkpoint.step != best_step:
-            shutil.rmtree(checkpoint.path, ignore_errors=True)
+            with suppress(OSError):  # it can go another time
+                remove_folder(checkpoint.path)
 
 
 def load(checkpoint: Checkpoint, config: ModelConfig, dtype: Any) -> Trees:
@@ -113,19 +124,10 @@ def load(checkpoint: Checkpoint, config: ModelConfig, dtype: Any) -> Trees:
                     message = f"{path}: {key} does not fit this model. The checkpoint is damaged or of another model."
                     raise InputFileError(message)
                 trees.setdefault(title, {})[name] = array
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError) as error:
-        message = f"{path} cannot be read ({error}). Remove this checkpoint's folder to go on from the one before it."
+    except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
+        message = f"{path} cannot be read ({error}). The checkpoint is damaged."
         raise InputFileError(message) from error
     if any(set(trees.get(moment, ())) != set(wanted) for moment in ("first", "second")):
         message = f"{path} does not hold the moments of every parameter. The checkpoint is damaged."
         raise InputFileError(message)
     return trees
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    try:
-        facts: dict[str, Any] = json.loads((path / FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        message = f"{path / FACTS} cannot be read ({error}). Remove this checkpoint's folder to go on without it."
-        raise InputFileError(message) from error
-    return facts

@@ -9,11 +9,11 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from transformer_lab.atomic_file import of_content, write_file
 from transformer_lab.checkpoints.regular_file import regular_file_size
 from transformer_lab.errors import InputFileError
 from transformer_lab.paths import cache_folder
@@ -124,9 +124,4 @@ def _remember(key: str, contents: Contents) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         path = _memory(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{key}.{secrets.token_hex(4)}.tmp")
-        try:
-            temporary.write_text(json.dumps(asdict(contents)), encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(path, of_content(json.dumps(asdict(contents))))

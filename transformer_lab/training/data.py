@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.tokenizers import Tokenizer
 from transformer_lab.training.corpus import Corpus, Progress
+from transformer_lab.training.separator import separator_id
 from transformer_lab.training.token_file import TokenFile
 from transformer_lab.training.tokenising import token_files
 
@@ -33,24 +34,32 @@ class TextData:
             raise ConfigurationError(message)
 
     def prepare(
-        self, tokenizer: Tokenizer, seed: int = 0, progress: Progress | None = None
+        self,
+        tokenizer: Tokenizer,
+        seed: int = 0,
+        progress: Progress | None = None,
+        end_of_text_id: int | None = None,
     ) -> tuple[TokenFile, TokenFile]:
         """(training, validation). Tokenises what was not tokenised before: progress(what, done, total), in bytes.
 
-        seed: chooses the documents that are held out.
+        seed: chooses the documents that are held out. end_of_text_id: the model's own end token, see `separator_id`.
         """
-        corpus = self._corpus()
+        corpus, separator = self._corpus(), separator_id(tokenizer, end_of_text_id)
         if self.validation is None:
-            training, validation = token_files(corpus, tokenizer, float(self.validation_share), seed, progress)
+            share = float(self.validation_share)
+            training, validation = token_files(corpus, tokenizer, separator, share, seed, progress)
             return training, validation
         # Both are looked for before the first is tokenised, which may take minutes.
         corpora = [corpus, Corpus(self.validation)]
-        (training,), (validation,) = (token_files(corpus, tokenizer, progress=progress) for corpus in corpora)
+        (training,), (validation,) = (token_files(each, tokenizer, separator, progress=progress) for each in corpora)
         return training, validation
 
-    def whole(self, tokenizer: Tokenizer, progress: Progress | None = None) -> TokenFile:
+    def whole(
+        self, tokenizer: Tokenizer, progress: Progress | None = None, end_of_text_id: int | None = None
+    ) -> TokenFile:
         """All documents of `path`, with none held out."""
-        return token_files(self._corpus(), tokenizer, progress=progress)[0]
+        corpus, separator = self._corpus(), separator_id(tokenizer, end_of_text_id)
+        return token_files(corpus, tokenizer, separator, progress=progress)[0]
 
     def _corpus(self) -> Corpus:
         if not self.path:

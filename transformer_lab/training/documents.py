@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple
 
 from transformer_lab.checkpoints.regular_file import open_regular, regular_file_size
 from transformer_lab.errors import InputFileError
+from transformer_lab.paths import expanded
 from transformer_lab.tokenizers import END_OF_TEXT
 
 # Bytes that are read at once. A piece has at least as many, if the document has, and at most about twice as many.
@@ -42,7 +43,7 @@ class Piece(NamedTuple):
 
 def text_files(path: str | os.PathLike[str]) -> list[Path]:
     """The file, or all *.txt files in the folder and its subfolders, in the order of their paths."""
-    place = Path(os.path.expanduser(path))
+    place = expanded(path)
     if not os.path.isdir(place):
         regular_file_size(place)
         return [place]

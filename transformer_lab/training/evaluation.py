@@ -37,7 +37,7 @@ def evaluate(
 
     stride: how many tokens a window goes on from the last; below `length` each token but the first ones is predicted
     from at least length - stride tokens before it, at the cost of length / stride as much work. By default windows do
-    not overlap. max_tokens ends it after about so many tokens.
+    not overlap, and the last one is as short as what is left. max_tokens ends it after about so many tokens.
 
     Raises ConfigurationError for a length or stride that does not fit the model.
     """
@@ -71,8 +71,9 @@ def _windows(text: Any, length: int, stride: int, last: int, batch_size: int) ->
     new: list[int] = []
     done = 0  # targets so far
     while done < last:
-        stop = min(max(done + stride, length) if done else length, last)  # targets up to here
-        row = text.read(max(0, stop - length), stop + 1)
+        begin = done + stride - length if done else 0
+        stop = min(begin + length, last)  # targets up to here
+        row = text.read(begin, stop + 1)
         if rows and (len(row) != len(rows[0]) or len(rows) == batch_size):
             yield np.stack(rows), new
             rows, new = [], []

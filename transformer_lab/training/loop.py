@@ -9,15 +9,15 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from transformer_lab.errors import ConfigurationError, UnavailableError
+from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.training import checkpoint
 from transformer_lab.training.evaluation import Evaluation, evaluate
@@ -62,7 +62,7 @@ class Plan:
 class Report:
     """After a step: its loss (in nats per token, before the step), the norm of its gradients, and what else was done.
 
-    learning_rate: of this step. tokens: in its batch. evaluation, sample, checkpoint: if there was one.
+    learning_rate: of this step. tokens: in its batch. evaluation, sample: if there was one.
     """
 
     step: int
@@ -73,13 +73,15 @@ class Report:
     tokens_per_s: float
     evaluation: Evaluation | None = None
     sample: str | None = None
-    checkpoint: Path | None = None
 
 
 class TrainingRun:
     """One run: `model` is what evaluates and samples (its weights are replaced each time), `training` what learns.
 
-    identity: what must be the same when the run goes on from a checkpoint; it is kept in each of them.
+    identity: what decides the bits of the weights, by name; it must be the same when the run goes on. surroundings:
+    what else may change numbers, by name. Both are kept in each checkpoint, as plain values.
+
+    done: steps so far. best: {"step", "loss"} of the best evaluation so far. loss, evaluation: of the last step.
     """
 
     def __init__(
@@ -92,28 +94,46 @@ class TrainingRun:
         validation: Any,
         schedule: Schedule,
         identity: dict[str, Any],
+        surroundings: dict[str, Any],
     ) -> None:
         self.folder, self.plan, self.training, self.model = folder, plan, training, model
-        self.batches, self.validation, self.schedule, self.identity = batches, validation, schedule, identity
+        self.batches, self.validation, self.schedule = batches, validation, schedule
+        self.identity, self.surroundings = identity, surroundings
         self.done = 0
         self.best: dict[str, Any] | None = None
+        self.loss: float | None = None
+        self.evaluation: dict[str, Any] | None = None
 
-    def resume(self, found: checkpoint.Checkpoint) -> None:
-        """Goes on after the step of a checkpoint. Raises ConfigurationError if it belongs to another run."""
-        for name, value in self.identity.items():
-            before = found.facts.get("identity", {}).get(name)
-            if before != value:
-                message = (
-                    f"{found.path} was trained with {name}={before!r}, and now it is {value!r}. "
-                    "Say the same again, or start a new run."
-                )
-                raise ConfigurationError(message)
-        dtype = np.float64 if self.training.ops.precision == "float64" else np.float32
-        self.training.restore(checkpoint.load(found, self.model.config, dtype))
-        self.done, self.best = found.step, found.facts.get("best")
+    def resume(self) -> list[str]:
+        """Goes on after the newest checkpoint that is whole: what is to be said about that, a sentence each.
 
-    def reports(self) -> Iterator[Report]:
+        Raises ConfigurationError if it belongs to another run, InputFileError if none is whole.
+        """
+        said: list[str] = []
+        for found in reversed(checkpoint.found(self.folder)):
+            try:
+                facts = found.facts()
+                self._require_same(found.path, facts)
+                dtype = np.float64 if self.training.ops.precision == "float64" else np.float32
+                trees = checkpoint.load(found, self.model.config, dtype)
+            except InputFileError as error:
+                said.append(str(error))
+                continue
+            self.training.restore(trees)
+            self.done, self.best = found.step, facts.get("best")
+            self.loss, self.evaluation = facts.get("loss"), facts.get("evaluation")
+            checkpoint.prune(self.folder, self.done, self.plan.keep_last, self.best["step"] if self.best else None)
+            if said:
+                said.append(f"Going on from {found.path}, which is older.")
+            return said + self._changes(facts.get("surroundings", {}))
+        message = f"{self.folder} has no checkpoint that this run can go on from. {' '.join(said[:1])}"
+        raise InputFileError(message)
+
+    def reports(self, sync: Callable[[], object]) -> Iterator[Report]:
         """Trains to the last step of the plan. Ctrl-C ends it after the step under way, with a checkpoint.
+
+        sync: called before each checkpoint, to bring to the disk what was made of the reports so far: a run that goes
+        on begins behind the checkpoint, and does not report these steps again.
 
         Raises UnavailableError if the loss or the gradients stop being finite, KeyboardInterrupt after Ctrl-C.
         """
@@ -124,16 +144,14 @@ class TrainingRun:
                 step = self.done + 1
                 ids, weights = self._pieces(self.done)
                 begin = time.perf_counter()
-                share = self.schedule.share(step, plan.steps)
-                loss, norm = self.training.run(ids, weights, step, share)
+                loss, norm = self.training.run(ids, weights, step, self.schedule.share(step, plan.steps))
                 seconds = time.perf_counter() - begin
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise UnavailableError(self._not_finite(step, loss, ids))
                 if loss > EXPLODED * math.log(self.model.config.vocab_size):
                     raise UnavailableError(self._exploded(step, loss))
-                self.done = step
                 last = step == plan.steps
-                evaluation = sample = path = None
+                evaluation = sample = None
                 if last or _due(step, plan.evaluate_every):
                     evaluation = self._evaluate(None if last else plan.evaluation_tokens)
                 improved = evaluation is not None and (self.best is None or evaluation.loss < self.best["loss"])
@@ -141,13 +159,43 @@ class TrainingRun:
                     self.best = {"step": step, "loss": evaluation.loss}
                 if _due(step, plan.sample_every) or (last and plan.sample_every):
                     sample = self._sample(step)
-                if last or improved or _due(step, plan.checkpoint_every) or interrupted():
-                    path = self._save(step)
+                self.done, self.loss = step, loss
+                self.evaluation = None if evaluation is None else asdict(evaluation)
                 tokens = plan.accumulate * plan.batch_size * length
-                rate = self.training.optimizer.learning_rate * share
-                yield Report(step, loss, norm, rate, tokens, tokens / seconds, evaluation, sample, path)
+                yield Report(step, loss, norm, self.learning_rate(step), tokens, tokens / seconds, evaluation, sample)
+                if last or improved or _due(step, plan.checkpoint_every) or interrupted():
+                    sync()
+                    self._save()
                 if interrupted():
                     raise KeyboardInterrupt
+
+    def learning_rate(self, step: int) -> float:
+        """That of a step from 1 to the plan's last, by this run's schedule."""
+        return self.training.optimizer.learning_rate * self.schedule.share(step, self.plan.steps)
+
+    def _require_same(self, path: Path, facts: Mapping[str, Any]) -> None:
+        before = facts.get("identity")
+        if not isinstance(before, Mapping):
+            message = f"{path / checkpoint.FACTS} does not say of which run it is. The checkpoint is damaged."
+            raise InputFileError(message)
+        for name, value in self.identity.items():
+            if before.get(name) != value:
+                message = (
+                    f"{path} was trained with {name}={before.get(name)!r}, and now it is {value!r}. "
+                    "Say the same again, or start a new run."
+                )
+                raise ConfigurationError(message)
+
+    def _changes(self, before: Mapping[str, Any]) -> list[str]:
+        """In a sentence, what of the surroundings was otherwise when the checkpoint was written."""
+        changes = [
+            f"{name} was {before[name]!r} and is {value!r}"
+            for name, value in self.surroundings.items()
+            if name in before and before[name] != value
+        ]
+        if not changes:
+            return []
+        return [f"{'; '.join(changes)}: numbers may differ from those of a run that was never stopped."]
 
     def _pieces(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """ids [A, B, T + 1] and weights [A, B, T] of the step after `index` steps."""
@@ -176,11 +224,17 @@ class TrainingRun:
         found = self.model.generate(self.plan.sample_prompt, max_new_tokens=tokens, temperature=0.8, seed=step)
         return self.plan.sample_prompt + (found.text or "")  # type: ignore[union-attr]
 
-    def _save(self, step: int) -> Path:
-        facts = {"identity": self.identity, "best": self.best}
-        path = checkpoint.save(self.folder, step, self.model.config, self.training.trees(), facts, self.model.tokenizer)
-        checkpoint.prune(self.folder, self.plan.keep_last, self.best["step"] if self.best else None)
-        return path
+    def _save(self) -> None:
+        facts = {
+            "identity": self.identity,
+            "surroundings": self.surroundings,
+            "best": self.best,
+            "loss": self.loss,
+            "evaluation": self.evaluation,
+        }
+        trees, model = self.training.trees(), self.model
+        checkpoint.save(self.folder, self.done, model.config, trees, facts, model.tokenizer, model.original)
+        checkpoint.prune(self.folder, self.done, self.plan.keep_last, self.best["step"] if self.best else None)
 
     def _not_finite(self, step: int, loss: float, ids: np.ndarray) -> str:
         """Where it began, with the weights before the step, which are still there."""

@@ -1,20 +1,21 @@
 """metrics.jsonl: the numbers of a training run, a JSON object per line, in the run's folder.
 
 It is the source of truth: it is written in every run, with the standard library alone, and each line is with the
-system before the next step begins, so that a killed process loses nothing but the line it was writing. It does not
-know what the numbers mean, nor who shows them (tracking.py, charts/).
+system before the next step begins, so that a killed process loses nothing but the line it was writing. Before each
+checkpoint they are brought to the disk, so a run that goes on finds the line of each step that it does not do again.
+It does not know what the numbers mean, nor who shows them (tracking.py, charts/).
 """
 
 import json
 import math
 import os
-import tempfile
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from transformer_lab.atomic_file import of_content, write_file
 from transformer_lab.errors import InputFileError, UnavailableError
 
 FILE_NAME = "metrics.jsonl"
@@ -49,21 +50,18 @@ class MetricsFile:
         kept = [line for line in read(self.path) if line["step"] <= step]
         self.close()
         try:
-            handle, temporary = tempfile.mkstemp(prefix=".metrics-", suffix=".jsonl", dir=self.path.parent)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in kept)
-                    file.flush()
-                    os.fsync(file.fileno())  # before the rename, or a power cut may leave an empty file
-                os.replace(temporary, self.path)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(temporary)
-                raise
+            write_file(self.path, of_content("".join(json.dumps(line) + "\n" for line in kept)))
         except OSError as error:
             raise self._refused(error) from error
         finally:
             self._open()
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk, for what is written next relies on them."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._refused(error) from error
 
     def close(self) -> None:
         self._file.close()

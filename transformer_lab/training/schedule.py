@@ -1,6 +1,8 @@
 """The learning rate over a run: for each step a share of the peak, from 0 to 1. Each schedule begins with a warm-up.
 
-`share(step, steps)` is asked for step = 1 ... steps. A schedule knows nothing of optimizers.
+`share(step, steps)` is asked for step = 1 ... steps. No share of a step is 0 unless it was asked for, since such a step
+would change nothing: the first after the warm-up has the peak, and the end of a fall is reached after the last step. So
+do torch's and transformers' schedules, which count steps from 0. A schedule knows nothing of optimizers.
 """
 
 import math
@@ -13,7 +15,7 @@ from transformer_lab.errors import ConfigurationError
 class Schedule:
     """Rises linearly over `warmup_steps` steps, then stays at the peak. The other schedules fall after it.
 
-    final_share: where they end, as a share of the peak.
+    final_share: where the fall ends, one step after the last, as a share of the peak.
     """
 
     warmup_steps: int = 100
@@ -30,8 +32,13 @@ class Schedule:
     def share(self, step: int, steps: int) -> float:
         if step <= self.warmup_steps:
             return step / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)  # 0 ... 1 after the warm-up
-        return self.final_share + (1.0 - self.final_share) * self.falling(min(done, 1.0))
+        falls = max(1.0, self.fall(steps))
+        done = 1.0 - (steps - step + 1) / falls  # 0 at the first step of the fall, 1 after the last
+        return self.final_share + (1.0 - self.final_share) * self.falling(min(max(done, 0.0), 1.0))
+
+    def fall(self, steps: int) -> float:
+        """How many of the last steps fall: all after the warm-up."""
+        return steps - self.warmup_steps
 
     def falling(self, done: float) -> float:
         """From 1 at done = 0 to 0 at done = 1, or 1 throughout."""
@@ -60,8 +67,11 @@ class Linear(Schedule):
 
 
 @dataclass(frozen=True)
-class WarmupStableDecay(Schedule):
-    """The peak, and over the last `decay_share` of the run a straight line down (Hu et al. 2024, arXiv 2404.06395)."""
+class WarmupStableDecay(Linear):
+    """The peak, and over the last `decay_share` of the run a straight line down (Hu et al. 2024, arXiv 2404.06395).
+
+    The share is of all steps; where the warm-up leaves fewer, it is those.
+    """
 
     decay_share: float = 0.2
 
@@ -71,5 +81,5 @@ class WarmupStableDecay(Schedule):
             message = f"schedule.decay_share is {self.decay_share}; it must be greater than 0 and at most 1."
             raise ConfigurationError(message)
 
-    def falling(self, done: float) -> float:
-        return min(1.0, (1.0 - done) / self.decay_share)
+    def fall(self, steps: int) -> float:
+        return min(self.decay_share * steps, super().fall(steps))

@@ -10,11 +10,13 @@ import json
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from transformer_lab.atomic_file import of_content, write_file
 from transformer_lab.errors import InputFileError
 
 _FORMAT = 1
@@ -152,12 +154,13 @@ class TokenFileWriter:
             "vocab_size": self._vocab_size,
             **head,
         }
-        self.path.with_suffix(".json").write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
+        write_file(self.path.with_suffix(".json"), of_content(json.dumps(head, indent=2) + "\n"))
 
     def abandon(self) -> None:
         """Closes the files as they are."""
-        self._tokens.close()
-        self._starts.close()
+        for file in (self._tokens, self._starts):
+            with suppress(OSError):  # a disk that is full has said so before
+                file.close()
 
     def _end_document(self) -> None:
         if self._open_document:

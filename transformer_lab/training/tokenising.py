@@ -1,39 +1,35 @@
 """Makes the token files of a corpus, once: they lie in the cache folder, named by what decides their content.
 
-That is the text, the tokenizer, and how documents are held out. Files are written into a folder with another name,
-which is renamed when all are whole; what an interrupted run leaves is never taken for whole.
-Knows nothing of training windows.
+That is the text, the tokenizer, the token between documents, and how documents are held out. The folder of them appears
+when all are whole (`atomic_folder.py`). Knows nothing of training windows.
 """
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
-import tempfile
-import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
+from transformer_lab.atomic_file import make_folder
+from transformer_lab.atomic_folder import new_folder, remove_folder
+from transformer_lab.errors import InputFileError, UnavailableError
+from transformer_lab.left_over import temporary_folder
 from transformer_lab.paths import cache_folder
-from transformer_lab.tokenizers import Tokenizer
+from transformer_lab.tokenizers import END_OF_TEXT, Tokenizer
 from transformer_lab.training.corpus import ContentCounter, Contents, Corpus, Progress
 from transformer_lab.training.documents import Piece
 from transformer_lab.training.held_out import cut_in_two, held_out
 from transformer_lab.training.token_file import TokenFile, TokenFileWriter
 
 _FORMAT = 1  # a change of what the same text and tokenizer give needs another number
-_DAY = 86_400
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """A digest of all that decides the ids: the files that the tokenizer saves hold it, for every kind of tokenizer."""
     digest = hashlib.sha256(type(tokenizer).__qualname__.encode())
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         tokenizer.save(folder)
-        for file in sorted(Path(folder).iterdir()):
+        for file in sorted(folder.iterdir()):
             digest.update(f"\n{file.name} {file.stat().st_size}\n".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -42,14 +38,15 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
 def token_files(
     corpus: Corpus,
     tokenizer: Tokenizer,
+    separator: int,
     held_out_share: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[TokenFile]:
-    """[the token file of the corpus], or with a share [training, validation]; made if they are not there yet."""
-    if tokenizer.end_of_text_id is None:
-        message = "The tokenizer has no <|endoftext|> token, which separates the documents. Take one that has."
-        raise ConfigurationError(message)
+    """[the token file of the corpus], or with a share [training, validation]; made if they are not there yet.
+
+    separator: the id of the token between two documents.
+    """
     contents = corpus.contents(progress)
     settings = {
         "format": _FORMAT,
@@ -58,6 +55,8 @@ def token_files(
         "held_out_share": held_out_share,
         "seed": None if held_out_share is None else seed,
     }
+    if separator != tokenizer.special_tokens.get(END_OF_TEXT):  # the names of others stay what they were
+        settings["separator"] = separator
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     names = ["all"] if held_out_share is None else ["train", "validation"]
     try:
@@ -68,8 +67,10 @@ def token_files(
     with suppress(InputFileError):
         return _open(folder, names, corpus)
     try:
-        _make(folder, names, corpus, contents, tokenizer, settings, progress)
+        _make(folder, names, corpus, contents, tokenizer, separator, settings, progress)
     except OSError as error:
+        with suppress(InputFileError):  # another run has made the same in the meantime
+            return _open(folder, names, corpus)
         message = f"The token files of {corpus.name} cannot be written: {error.strerror or error}."
         raise UnavailableError(message) from error
     return _open(folder, names, corpus)
@@ -85,40 +86,23 @@ def _make(
     corpus: Corpus,
     contents: Contents,
     tokenizer: Tokenizer,
+    separator: int,
     settings: dict[str, object],
     progress: Progress | None,
 ) -> None:
-    _remove_left_over(folder.parent)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir(parents=True)
-    writers: list[TokenFileWriter] = []
-    try:
-        assert tokenizer.end_of_text_id is not None
+    make_folder(folder.parent)
+    with new_folder(folder) as place, ExitStack() as opened:
+        writers: list[TokenFileWriter] = []
         for name in names:
-            path = temporary / f"{name}.tokens"
-            writers.append(TokenFileWriter(path, tokenizer.vocab_size, tokenizer.end_of_text_id))
+            writers.append(TokenFileWriter(place / f"{name}.tokens", tokenizer.vocab_size, separator))
+            opened.callback(writers[-1].abandon)
         _write(writers, corpus, contents, tokenizer, settings, progress)
         for writer in writers:
             writer.close(**settings)
-        _rename(temporary, folder, names, corpus)
-    finally:
-        for writer in writers:
-            writer.abandon()
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _rename(temporary: Path, folder: Path, names: list[str], corpus: Corpus) -> None:
-    try:
-        _open(folder, names, corpus)
-    except InputFileError:  # it is not there, or damaged
-        shutil.rmtree(folder, ignore_errors=True)
         try:
-            os.replace(temporary, folder)
-        except OSError:
-            with suppress(InputFileError):
-                _open(folder, names, corpus)
-                return  # another run has made the same at this moment
-            raise
+            _open(folder, names, corpus)
+        except InputFileError:  # it is not there, or damaged
+            remove_folder(folder)
 
 
 def _write(
@@ -160,11 +144,3 @@ def _write(
             "Give data.validation, or more text."
         )
         raise InputFileError(message)
-
-
-def _remove_left_over(folder: Path) -> None:
-    """What runs that were ended by force have left here a day ago or longer."""
-    with suppress(OSError):
-        for path in folder.glob(".*.tmp"):
-            if time.time() - path.stat().st_mtime > _DAY:
-                shutil.rmtree(path, ignore_errors=True)

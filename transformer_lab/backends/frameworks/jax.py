@@ -7,7 +7,7 @@ each trace and call and nowhere else, so float32 and float64 live in one process
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -148,8 +148,9 @@ class JaxBackend(Backend):
             message = f"JAX has no device {device!r} on this machine ({reason}). Use backend.device=cpu."
             raise UnavailableError(message) from error
         if jax.config.jax_compilation_cache_dir is None:  # nobody chose one: a second run starts fast all the same
-            jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+            with suppress(RuntimeError):  # there is no home folder
+                jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         self.wide = self.precision in ("float64", "exact")
         self._steps: dict[Any, Step] = {}
         self._phase: Phase | None = None  # while a step of exact mode is traced

@@ -10,8 +10,7 @@ from typing import Any
 
 from transformer_lab.checkpoints.config_fields import ACTIVATIONS, Fields
 from transformer_lab.checkpoints.families import Stored
-from transformer_lab.checkpoints.quoted import quoted
-from transformer_lab.errors import ConfigurationError
+from transformer_lab.errors import ConfigurationError, shown
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import LIMITS, ModelConfig
 from transformer_lab.model.parameters import shapes
@@ -19,7 +18,8 @@ from transformer_lab.model.parameters import shapes
 PREFIX = "model."
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
-BUFFERS = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")  # computed from the config, saved by old versions
+# Computed from the config, and saved by older versions: one in each layer, later one for all.
+BUFFERS = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)")
 
 LARGEST_TABLE = 2**24  # numbers; 131,072 positions of 128
 
@@ -43,12 +43,13 @@ def config_from(fields: Fields) -> ModelConfig:
     fields.require_plain_decoder(context_length)
     hidden = fields.whole("hidden_size", 4096, LIMITS["hidden_size"])
     heads = fields.whole("num_attention_heads", 32, LIMITS["num_heads"])
-    if hidden % heads:
+    head_size = fields.whole_or_null("head_dim", LIMITS["head_size"])
+    if head_size is None and hidden % heads:  # transformers 5 asks for it with head_dim too, without a need
         fields.refuse("hidden_size", f"is {hidden}, which is not divisible by num_attention_heads, {heads}")
     kv_heads = fields.whole_or_null("num_key_value_heads", LIMITS["num_kv_heads"])
     if kv_heads is not None and heads % kv_heads:
         fields.refuse("num_key_value_heads", f"is {kv_heads}, which does not divide num_attention_heads, {heads}")
-    head_size = fields.whole_or_null("head_dim", LIMITS["head_size"]) or hidden // heads
+    head_size = head_size or hidden // heads
     if head_size % 2:
         fields.refuse("head_dim", f"is {head_size}; rotary positions turn pairs, so it must be even")
     vocab_size = fields.whole("vocab_size", 32000, LIMITS["vocab_size"])
@@ -98,10 +99,10 @@ def _rotary_base(fields: Fields) -> float:
     inner = Fields(fields.path, {f"{name}.{key}": value for key, value in parameters.items()})
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind != "default":
-        inner.refuse(f"{name}.rope_type", f"is {quoted(kind)}; only default, rotary positions unscaled, is offered")
+        inner.refuse(f"{name}.rope_type", f"is {shown(kind)}; only default, rotary positions unscaled, is offered")
     for holder, key in ((inner, f"{name}.partial_rotary_factor"), (fields, "partial_rotary_factor")):
         if holder.values.get(key) not in (None, 1):
-            holder.refuse(key, f"is {quoted(holder.values[key])}; only 1 is offered")
+            holder.refuse(key, f"is {shown(holder.values[key])}; only 1 is offered")
     if f"{name}.rope_theta" in inner.values:
         return inner.positive(f"{name}.rope_theta", 10000.0)
     return fields.positive("rope_theta", 10000.0)

@@ -17,10 +17,11 @@ import numpy as np
 
 from transformer_lab.backends.readings.bounded.pairs import Bounded, Decided
 from transformer_lab.backends.readings.bounded.reading import BoundedReading
-from transformer_lab.backends.readings.bounded.units import KEPT_IN_BFLOAT16, LARGEST, UNITS
+from transformer_lab.backends.readings.bounded.units import KEPT_IN_BFLOAT16, UNITS
+from transformer_lab.comparison.judging.beside_bounds import Likelihood, difference, ratios
 from transformer_lab.comparison.judging.logits import LogitAgreement, agreement_of
 from transformer_lab.comparison.judging.metrics import Errors, errors_of
-from transformer_lab.comparison.judging.shelf import Shelf
+from transformer_lab.comparison.judging.taps_by_name import TapsByName
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.comparison.participants.participant import Participant, fitting, refusal
 from transformer_lab.language_model.placing import add_derived
@@ -71,40 +72,6 @@ class Deviation:
     @property
     def rms(self) -> float:
         return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
-
-
-@dataclass
-class Likelihood:
-    """An operation's errors beside what is likely, over all elements seen (`backends/readings/bounded/units.py`).
-
-    largest: the largest error, in likely ones. squares, likely: sums of the squares of both. rows: how many rows of
-    elements were seen, which may share what they are rounded with.
-    """
-
-    largest: float = 0.0
-    squares: float = 0.0
-    likely: float = 0.0
-    rows: int = 0
-
-    def take(self, added: np.ndarray, likely: np.ndarray) -> None:
-        usable = np.isfinite(likely) & np.isfinite(added) & (likely > 0.0)
-        if usable.any():
-            off, unit = np.abs(added[usable]), likely[usable]
-            self.largest = max(self.largest, float((off / unit).max()))
-            self.squares += float(np.sum(off * off))
-            self.likely += float(np.sum(unit * unit))
-            self.rows += max(1, added.size // max(1, added.shape[-1] if added.ndim else 1))
-
-    @property
-    def mean_square(self) -> float:
-        """The root of the mean square, in likely ones, less what a small sample may be above 1."""
-        if not self.likely:
-            return 0.0
-        return float(np.sqrt(self.squares / self.likely)) / (1.0 + LARGEST / float(np.sqrt(self.rows)))
-
-    @property
-    def implausible(self) -> bool:
-        return self.largest > LARGEST or self.mean_square > 1.0
 
 
 @dataclass
@@ -209,7 +176,9 @@ def examine(
     params = reading.parameters(truth.model.params)
     add_derived(truth.config, reading, params)
     for number, token_ids in enumerate(prompts):
-        judge = _Judge(examination, participant, truth, reading, token_ids, number, look_on)
+        shown = TapsByName(participant.taps(token_ids), participant.name)
+        true = TapsByName(truth.taps(token_ids), truth.name)
+        judge = _Judge(examination, participant, reading, shown, true, number, look_on)
         ids = np.asarray(token_ids, np.int64)[None]
         forward(reading, truth.config, params, ids, np.zeros(1, np.int64), tap=judge)
         judge.finish()
@@ -217,25 +186,20 @@ def examine(
     return examination
 
 
+@dataclass
 class _Judge:
-    """The tap that judges, for one prompt."""
+    """The tap that judges, for one prompt. hidden: the taps that were not shown; since: after the last that was."""
 
-    def __init__(
-        self,
-        examination: Examination,
-        participant: Participant,
-        truth: OwnModel,
-        reading: BoundedReading,
-        token_ids: np.ndarray,
-        prompt: int,
-        look_on: Callable[[int, str, np.ndarray], None] | None,
-    ) -> None:
-        self.examination, self.participant, self.reading = examination, participant, reading
-        self.prompt, self.look_on = prompt, look_on
-        self.shown, self.true = Shelf(participant.taps(token_ids)), Shelf(truth.taps(token_ids))
-        self.names: list[str] = []
-        self.hidden: list[str] = []  # the taps that were not shown
-        self.since: list[str] = []  # and those of them since the last that was
+    examination: Examination
+    participant: Participant
+    reading: BoundedReading
+    shown: TapsByName
+    true: TapsByName
+    prompt: int
+    look_on: Callable[[int, str, np.ndarray], None] | None
+    names: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    since: list[str] = field(default_factory=list)
 
     def __call__(self, name: str, expected: Any) -> Any:
         self.names.append(name)
@@ -282,10 +246,8 @@ class _Judge:
         finding.margin = min(finding.margin if finding.margin is not None else np.inf, decided.margin)
         allowed = decided.allowed(value) if decided.allowed is not None else not np.any(wrong & ~decided.unsure)
         if not allowed and (finding.worst is None or finding.worst.ratio <= 1.0):
-            place = tuple(int(index) for index in np.argwhere(wrong)[0]) if wrong.any() else (0,) * value.ndim
-            mine, right = float(value[place]), float(decided.value[place])
-            name_, precision = self.participant.name, self.participant.precision
-            finding.worst = Divergence(name_, precision, name, np.inf, self.prompt, place, mine, right, 0.0)
+            place = tuple(np.argwhere(wrong)[0]) if wrong.any() else (0,) * value.ndim
+            finding.worst = self._divergence(name, np.inf, place, value, decided.value, np.zeros(value.shape))
         self.since = []
         return value.astype(decided.value.dtype)
 
@@ -307,15 +269,24 @@ class _Judge:
     def _keep_worst(
         self, name: str, value: np.ndarray, expected: Bounded, added: np.ndarray, finding: TapFinding
     ) -> None:
-        bound = expected.error
-        worst = _worst(added, bound)
-        if worst is None or (finding.worst is not None and worst[0] <= finding.worst.ratio):
+        if not added.size:
             return
-        ratio, place = worst
-        numbers = float(value[place]), float(expected.value[place]), float(bound[place])
-        name_, precision = self.participant.name, self.participant.precision
-        hint = None if ratio <= 1.0 else looks_like(name, value, added)
-        finding.worst = Divergence(name_, precision, name, ratio, self.prompt, place, *numbers, hint)
+        ratio = ratios(added, expected.error)
+        place = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+        if finding.worst is not None and ratio[place] <= finding.worst.ratio:
+            return
+        finding.worst = self._divergence(name, ratio[place], place, value, expected.value, expected.error)
+        if ratio[place] > 1.0:
+            finding.worst = replace(finding.worst, hint=looks_like(name, value, added))
+
+    def _divergence(
+        self, tap: str, ratio: float, place: Any, value: np.ndarray, expected: np.ndarray, bound: np.ndarray
+    ) -> Divergence:
+        numbers = float(value[place]), float(expected[place]), float(bound[place])
+        position = tuple(int(index) for index in place)
+        return Divergence(
+            self.participant.name, self.participant.precision, tap, float(ratio), self.prompt, position, *numbers
+        )
 
     def finish(self) -> None:
         """After the last tap: what was shown and has no place, and the certificate."""
@@ -345,28 +316,9 @@ def looks_like(tap: str, value: np.ndarray, added: np.ndarray) -> str | None:
     return None
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a - b in float64; 0 where both are the same infinity, infinite where one alone is not finite."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    with np.errstate(invalid="ignore"):
-        found = np.where(a == b, 0.0, a - b)
-    return np.where(np.isnan(found), np.inf, found)
-
-
 def _size(x: np.ndarray) -> float:
     """The root mean square of what is finite in x; infinite if x holds +inf."""
     if np.any(x == np.inf):
         return np.inf
     finite = x[np.isfinite(x)]
     return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
-
-
-def _worst(added: np.ndarray, bound: np.ndarray) -> tuple[float, tuple[int, ...]] | None:
-    """The largest |added| / bound and its place; None where the tap is empty."""
-    if not added.size:
-        return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(added == 0.0, 0.0, np.abs(added) / bound)
-    ratio = np.where(np.isnan(ratio), np.inf, ratio)
-    place = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-    return float(ratio[place]), tuple(int(index) for index in place)

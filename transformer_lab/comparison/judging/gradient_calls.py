@@ -4,8 +4,10 @@ They are noted while the truth computes its gradients: operations, because the m
 component computes between them with operators and `ops.xp`, because it is written on a tape.
 """
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -16,17 +18,17 @@ from transformer_lab.backends.plain import manual
 from transformer_lab.backends.plain.manual import OPERATIONS
 from transformer_lab.backends.readings.gradient_rules import CONSTANT, RULES
 from transformer_lab.backends.readings.recorded import Recorded, Tape, mapped, plain, record, value_and_grad
+from transformer_lab.comparison.judging.training_loss import next_token_weights, parameters_of
 from transformer_lab.language_model import LanguageModel
+from transformer_lab.language_model.placing import constants
 from transformer_lab.model.decoder import forward
-from transformer_lab.model.parameters import flatten, nest, shapes
+from transformer_lab.model.parameters import nest
 
 # Functions whose gradient only moves numbers: nothing can be rounded there.
 MOVES = {
     *("reshape", "permute_dims", "matrix_transpose", "swapaxes", "moveaxis", "flip", "roll", "squeeze", "expand_dims"),
     *("concat", "stack", "unstack", "getitem", "astype", "negative", "positive", "tril", "triu"),
 }
-
-
 PLANS = {operation: signature(getattr(manual, operation)) for operation in OPERATIONS}
 
 
@@ -54,81 +56,56 @@ class Call:
 
     def run(self, ops: Any, inputs: Mapping[str, Any]) -> Any:
         """The step on a backend."""
-        source = ops if self.is_operation else ops.xp
         if self.is_operation:
-            return getattr(source, self.function)(*inputs.values())
-        given = list(inputs.values())
-        if self.function in ("maximum", "minimum", "pow") or len(given) == 1 or self.options:
-            return getattr(source, self.function)(*given, **self.options)
-        return _OPERATORS.get(self.function, getattr(source, self.function))(*given)
+            return getattr(ops, self.function)(*inputs.values())
+        run = _OPERATORS.get(self.function) or getattr(ops.xp, self.function)
+        return run(*inputs.values(), **self.options)
 
 
+# Functions of the standard want two arrays; operators take a number beside one, too.
 _OPERATORS: dict[str, Callable[..., Any]] = {
-    "add": lambda a, b: a + b,
-    "subtract": lambda a, b: a - b,
-    "multiply": lambda a, b: a * b,
-    "divide": lambda a, b: a / b,
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": operator.truediv,
 }
 
 
-def parameters_of(model: LanguageModel) -> dict[str, np.ndarray]:
-    """Its learned parameters, dotted name -> NumPy array, kernels [in, out]."""
-    leaves = dict(flatten(model.params))  # among them some that are none: angles, and a tied head in fast form
-    return {name: model.backend.recover(name, leaves[name]) for name in shapes(model.config)}
-
-
-def next_token_weights(token_ids: np.ndarray) -> np.ndarray:
-    """Of a mean over all next tokens of token_ids [B, T + 1]: [B, T]."""
-    shape = (token_ids.shape[0], token_ids.shape[1] - 1)
-    return np.full(shape, 1.0 / (shape[0] * shape[1]))
-
-
-def noted_gradients(truth: LanguageModel, token_ids: np.ndarray) -> tuple[list[Call], dict[str, np.ndarray]]:
-    """The calls of token_ids [B, T + 1], in the order of the computation, and the gradient of every parameter.
+def noted_gradients(truth: LanguageModel, token_ids: np.ndarray) -> tuple[list[Call], float, dict[str, np.ndarray]]:
+    """The calls of token_ids [B, T + 1], in the order of the computation; the loss; the gradient of every parameter.
 
     truth: a model on NumPy. Calls that do not depend on a parameter, such as the look-up of angles, are left out.
     """
     ops, flat = truth.backend, parameters_of(truth)
-    constants = {"rotary": truth.params["rotary"]} if "rotary" in truth.params else {}
     notes = _Notes({id(array): name for name, array in flat.items()})
     noting: Any = _Noting(ops, notes)
     weights = next_token_weights(token_ids)
 
     def loss(params: Mapping[str, Any]) -> Any:
         start = np.zeros(len(token_ids), np.int64)
-        logits, _ = forward(noting, truth.config, nest(params) | constants, token_ids[:, :-1], start, tap=notes.tap)
+        given = nest(params) | constants(truth.params)
+        logits, _ = forward(noting, truth.config, given, token_ids[:, :-1], start, tap=notes.tap)
         return ops.xp.sum(notes.tap("loss", noting.cross_entropy(logits, token_ids[:, 1:])) * weights)
 
-    _, gradients = value_and_grad(loss, lambda: _NotingTape(notes))(flat)
-    return [call for call in notes.calls if call.cotangent is not None], gradients
+    found, gradients = value_and_grad(loss, lambda: _NotingTape(notes))(flat)
+    return [call for call in notes.calls if call.cotangent is not None], float(found), gradients
 
 
 class _Noting:
     """A backend whose operations are seen."""
 
     def __init__(self, ops: Any, notes: "_Notes") -> None:
-        self._ops = ops
-        for operation in OPERATIONS:
-            setattr(self, operation, _seen(ops, operation, notes))
+        self._ops, self._notes = ops, notes
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._ops, name)
+        found = getattr(self._ops, name)
+        return partial(self._seen, name, found) if name in OPERATIONS else found
 
-
-def _seen(ops: Any, operation: str, notes: "_Notes") -> Callable[..., Any]:
-    run, plan = getattr(ops, operation), PLANS[operation]
-
-    def seen(*arguments: Any, **named: Any) -> Any:
-        given = dict(plan.bind(ops, *arguments, **named).arguments)
+    def _seen(self, operation: str, run: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        given = dict(PLANS[operation].bind(self._ops, *arguments, **named).arguments)
         del given["ops"]
-        notes.inside += 1
-        try:
-            result = run(*arguments, **named)
-        finally:
-            notes.inside -= 1
-        return notes.see(operation, {name: x for name, x in given.items() if x is not None and not callable(x)}, result)
-
-    return seen
+        inputs = {name: x for name, x in given.items() if x is not None and not callable(x)}
+        return self._notes.see(operation, inputs, {}, lambda: run(*arguments, **named))
 
 
 class _NotingTape(Tape):
@@ -136,17 +113,11 @@ class _NotingTape(Tape):
 
     def __init__(self, notes: "_Notes") -> None:
         super().__init__(array_namespace, RULES, CONSTANT, "The truth")
-        self.notes = notes
+        self._notes = notes
 
     def answer(self, name: str, arguments: Any, options: Any) -> Any:
-        self.notes.inside += 1
-        try:
-            result = super().answer(name, arguments, options)
-        finally:
-            self.notes.inside -= 1
-        if self.notes.inside or name in MOVES or name not in RULES:
-            return result
-        return self.notes.see(name, {str(place): x for place, x in enumerate(arguments)}, result, options)
+        inputs = {str(place): x for place, x in enumerate(arguments)}
+        return self._notes.see(name, inputs, options, partial(super().answer, name, arguments, options))
 
 
 class _Notes:
@@ -155,15 +126,23 @@ class _Notes:
     def __init__(self, places: dict[int, str]) -> None:
         self.places = places
         self.calls: list[Call] = []
-        self.inside = 0  # an operation, whose own steps are not looked at
+        self.inside = 0  # a step, whose own steps are not looked at
         self.recent: list[tuple[Call, Any]] = []  # since the last taps, with their results
 
-    def see(self, function: str, arguments: Mapping[str, Any], result: Any, options: Any = None) -> Any:
-        if not isinstance(result, Recorded):
+    def see(
+        self, function: str, arguments: Mapping[str, Any], options: Mapping[str, Any], run: Callable[[], Any]
+    ) -> Any:
+        """run(), which is the step with these arguments."""
+        self.inside += 1
+        try:
+            result = run()
+        finally:
+            self.inside -= 1
+        if self.inside or function in MOVES or not isinstance(result, Recorded):
             return result
         inputs = {name: mapped(plain, x) for name, x in arguments.items()}
         learned = [name for name, x in arguments.items() if isinstance(x, Recorded)]
-        call = Call(function, inputs, learned, dict(options or {}))
+        call = Call(function, inputs, learned, dict(options))
 
         def pass_on(g: Any) -> Any:
             call.cotangent = g

@@ -6,11 +6,11 @@ rounded to the participant's precision. Its bound comes from the bounded reading
 of that, for a function of `ops.xp` from its rule on the tape, over bounded arrays.
 
 A path that the definition itself cuts off is cut off in the truth, too: so the truth is held against central
-differences. And the loss is held against a plain one of the same logits.
+differences.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,53 +18,66 @@ import numpy as np
 from transformer_lab.backends.readings.bounded import gradients as bounded_gradients
 from transformer_lab.backends.readings.bounded.gradients import Steps
 from transformer_lab.backends.readings.bounded.pairs import Bounded
-from transformer_lab.backends.readings.bounded.units import KEPT_IN_BFLOAT16, LARGEST, UNITS
+from transformer_lab.backends.readings.bounded.units import UNITS
 from transformer_lab.backends.readings.gradient_rules import CONSTANT, RULES
 from transformer_lab.backends.readings.recorded import Tape, value_and_grad
-from transformer_lab.comparison.judging.examination import Likelihood, difference
-from transformer_lab.comparison.judging.gradient_calls import (
-    Call,
+from transformer_lab.comparison.judging.beside_bounds import Likelihood, difference, ratios
+from transformer_lab.comparison.judging.central_differences import STEP, contradicted
+from transformer_lab.comparison.judging.gradient_calls import Call, noted_gradients
+from transformer_lab.comparison.judging.metrics import Errors, errors_of, merge
+from transformer_lab.comparison.judging.training_loss import (
+    loss_of,
     next_token_weights,
-    noted_gradients,
+    parameter_gradients,
     parameters_of,
 )
-from transformer_lab.comparison.judging.metrics import Errors, errors_of, merge
 from transformer_lab.language_model import LanguageModel
-from transformer_lab.model.decoder import forward
-from transformer_lab.model.parameters import nest
-from transformer_lab.training.step import TRAINABLE_PRECISIONS, weighted_loss
+from transformer_lab.language_model.placing import constants
+from transformer_lab.training.step import TRAINABLE_PRECISIONS
 
 # Functions of xp have more than one formula for their gradient; each takes no more than twice as many roundings.
 FORMULAS = 2.0
 DIRECTIONS = 2
-STEP = 1e-5  # of central differences, relative to each parameter's size; their own error is some 1e-9 then,
-FINER = 0.1  # and where the loss is too curved for it, a step finer by this says how far they may be off
 DETACHED = 1e-3  # of the size of a gradient along a direction: what central differences may be apart
-LOSS_SLACK = 64.0  # roundings that a mean of cross-entropies may be apart from the same in float64
 
 
-@dataclass(frozen=True)
+@dataclass
 class GradientRow:
     """The gradient of one parameter, or of one input of one step.
 
     parameter: a parameter's dotted name; or the step and its input, such as "blocks.3.norm_1: weight" or
     "blocks.3.attn: query" (`gradient_calls.Call` says how steps are named).
-    errors: against the truth's gradient of the loss; of a step, against its backward pass in float64.
-    ratio: of a step, the largest |error| / bound; above 1 it is a defect. None for a parameter. largest, mean_square:
-    its errors in likely ones (`examination.Likelihood`). unknown: how many elements no bound is known of.
+    pieces: its errors against the truth's gradient of the loss; of a step, against its backward pass in float64.
+    ratio: of a step, the largest |error| / bound; above 1 it is a defect. None for a parameter. likelihood: its errors
+    in likely ones. unknown: how many elements no bound is known of.
     """
 
     participant: str
     parameter: str
-    errors: Errors
+    pieces: list[Errors] = field(default_factory=list)
     ratio: float | None = None
-    largest: float = 0.0
-    mean_square: float = 0.0
+    likelihood: Likelihood = field(default_factory=Likelihood)
     unknown: int = 0
+
+    def take(self, found: np.ndarray, expected: Bounded, lost: float, precision: str) -> None:
+        """A piece of the gradient of a step. lost: what it may be off beside its bound (`_lost_on_the_way`)."""
+        # Where nothing is known (a number that float32 does not have, 0 times infinity), nothing is judged.
+        known = np.isfinite(expected.error) & np.isfinite(expected.value)
+        self.unknown += int(known.size - np.count_nonzero(known))
+        found, value = np.where(known, found, 0.0), np.where(known, expected.value, 0.0)
+        error, likely = np.where(known, expected.error, 0.0), np.where(known, expected.likely, 0.0)
+        off = difference(found, value)
+        self.pieces.append(errors_of(found, value, precision))
+        self.ratio = max(self.ratio or 0.0, float(ratios(off, error + lost).max(initial=0.0)))
+        self.likelihood.take(off, likely + lost)
+
+    @property
+    def errors(self) -> Errors:
+        return merge(self.pieces)
 
     @property
     def wrong(self) -> bool:
-        return self.ratio is not None and (not self.ratio <= 1.0 or self.largest > LARGEST or self.mean_square > 1.0)
+        return self.ratio is not None and (not self.ratio <= 1.0 or self.likelihood.implausible)
 
     def to_dict(self) -> dict[str, Any]:
         """As the report has it, flat."""
@@ -73,8 +86,8 @@ class GradientRow:
             "parameter": self.parameter,
             **self.errors.measures(),
             "ratio": self.ratio,
-            "largest_likely": None if self.ratio is None else self.largest,
-            "mean_square_likely": None if self.ratio is None else self.mean_square,
+            "largest_likely": None if self.ratio is None else self.likelihood.largest,
+            "mean_square_likely": None if self.ratio is None else self.likelihood.mean_square,
         }
 
 
@@ -82,18 +95,20 @@ class TrueGradients:
     """The truth's gradients for token ids [T], computed once for all participants.
 
     They stand in two rows, the second from behind: what sums up the first row alone would be right with one.
+    infinite: where the gradient itself is not finite first, the name of a step or a parameter, or None.
     """
 
     def __init__(self, truth: LanguageModel, token_ids: np.ndarray) -> None:
         row = np.asarray(token_ids, np.int64)
         self.truth, self.token_ids = truth, np.stack([row, row[::-1]])
         with np.errstate(all="ignore"):
-            calls, self.parameters = noted_gradients(truth, self.token_ids)
+            calls, self.loss, self.parameters = noted_gradients(truth, self.token_ids)
         self.calls = [call for call in calls if np.isfinite(call.cotangent).all()]
-        # Behind the root of a 0, say: nothing can be said about what becomes of it.
-        self.infinite = list(dict.fromkeys(call.name for call in calls if not np.isfinite(call.cotangent).all()))
-        if not self.infinite:  # 0 times infinity, which becomes of what was not even taken
-            self.infinite = [name for name, found in self.parameters.items() if not np.isfinite(found).all()]
+        # Behind the root of a 0, say: nothing can be said about what becomes of it. Or 0 times infinity, which becomes
+        # of what was not even taken.
+        infinite = [call.name for call in calls if not np.isfinite(call.cotangent).all()]
+        infinite = infinite or [name for name, found in self.parameters.items() if not np.isfinite(found).all()]
+        self.infinite = infinite[-1] if infinite else None
 
     def detached(self, seed: int = 0) -> list[str]:
         """Sentences on a part of the gradient that central differences of the loss do not confirm."""
@@ -121,20 +136,14 @@ class TrueGradients:
         """Whether the gradient along the directions of these parameters is the slope of the loss."""
         parts = [float(np.sum(self.parameters[name] * directions[name])) for name in names]
         size = float(np.sqrt(sum(np.sum(np.square(self.parameters[name] * directions[name])) for name in names)))
+        weights, fixed = next_token_weights(self.token_ids), constants(self.truth.params)
 
-        def slope(step: float) -> tuple[float, float]:
-            sides = []
-            for sign in (1.0, -1.0):
-                moved = {name: x + sign * step * directions[name] if name in names else x for name, x in flat.items()}
-                sides.append(float(_loss_value(self.truth, moved, self.token_ids)))
-            found = (sides[0] - sides[1]) / (2.0 * step)
-            return found, DETACHED * (size + abs(found)) + 1e-7 * abs(sides[0])
+        def loss(step: float) -> np.ndarray:
+            moved = flat | {name: flat[name] + step * directions[name] for name in names}
+            return np.asarray(loss_of(self.truth, moved, fixed, self.token_ids, weights))
 
-        coarse, slack = slope(STEP)
-        if abs(coarse - sum(parts)) <= slack:
-            return True
-        fine, slack = slope(FINER * STEP)
-        return abs(fine - sum(parts)) <= slack + abs(fine - coarse)
+        slack = DETACHED * (size + abs(sum(parts))) + 1e-7 * self.loss
+        return contradicted(loss, sum(parts), STEP, slack) is None
 
 
 @np.errstate(all="ignore")  # what is not finite is in the rows
@@ -162,42 +171,13 @@ def compare_gradients(
         for name in reversed(true.parameters):
             look_on(name, found[name])
     rows = [
-        GradientRow(participant, name, errors_of(found.pop(name), array, ops.precision))
+        GradientRow(participant, name, [errors_of(found.pop(name), array, ops.precision)])
         for name, array in true.parameters.items()
     ]
     alone = Alone(ops)
     for call in reversed(true.calls if steps else []):
         rows += _rows_of(alone, call, participant)
     return rows
-
-
-def wrong_loss(model: LanguageModel, participant: str, token_ids: np.ndarray, training: bool = True) -> list[str]:
-    """Sentences on a loss that is not the mean cross-entropy of the next tokens, by the logits that it comes from.
-    training: whether that of training is looked at, too, with weights that are not all the same. Of two rows."""
-    row = np.asarray(token_ids, np.int64)
-    ids = np.stack([row, row[::-1]])
-    even = next_token_weights(ids)
-    handed_out = {"model.loss": (model.loss(ids), model.logits(ids[:, :-1]), even)}
-    if training and model.backend.can_train and model.backend.precision in TRAINABLE_PRECISIONS:
-        # In few bits the kernels of training are rounded later than those of a model that is loaded: other logits.
-        uneven = even * (1.0 + np.arange(even.shape[1]) % 3)
-        handed_out["the weighted loss of training"] = (*_loss_and_logits(model, ids, uneven), uneven)
-    unit = max(UNITS[model.backend.precision].inner, 2.0**-24 if model.backend.precision == "exact" else 0.0)
-    # A compiler may keep bfloat16 in more bits in one program, and not in the other.
-    if model.backend.precision == "bfloat16":
-        unit = KEPT_IN_BFLOAT16.inner + KEPT_IN_BFLOAT16.kernel / LOSS_SLACK
-    said = []
-    for name, (value, given, weights) in handed_out.items():
-        logits = np.asarray(given, np.float64)
-        below = logits - logits.max(axis=-1, keepdims=True)
-        losses = np.log(np.exp(below).sum(axis=-1)) - np.take_along_axis(below, ids[:, 1:, None], axis=-1)[..., 0]
-        right = float(np.sum(losses * weights))
-        if not abs(value - right) <= LOSS_SLACK * unit * (1.0 + float(np.abs(below).max()) + right):
-            said.append(
-                f"A defect: {name} on {participant} is {value:.6g}, and the cross-entropy of the next tokens by its "
-                f"own logits is {right:.6g}."
-            )
-    return said
 
 
 def first_gradient_divergence(rows: Sequence[GradientRow]) -> GradientRow | None:
@@ -212,46 +192,6 @@ def first_gradient_divergence(rows: Sequence[GradientRow]) -> GradientRow | None
 
 def _step(row: GradientRow) -> tuple[str, str]:
     return row.participant, row.parameter.partition(":")[0]
-
-
-def _loss_value(truth: LanguageModel, flat: dict[str, np.ndarray], token_ids: np.ndarray) -> Any:
-    constants = {"rotary": truth.params["rotary"]} if "rotary" in truth.params else {}
-    weights = next_token_weights(token_ids)
-    return weighted_loss(truth.backend, truth.config, nest(flat) | constants, token_ids, weights)
-
-
-def _compiled_loss(model: LanguageModel) -> tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]:
-    """(the loss as training computes it, its parameters, its constants)."""
-    ops, config = model.backend, model.config
-    params = {name: ops.asarray(array) for name, array in parameters_of(model).items()}
-    constants = {"rotary": model.params["rotary"]} if "rotary" in model.params else {}
-
-    def loss(params: Any, constants: Any, ids: Any, weights: Any) -> Any:
-        return weighted_loss(ops, config, nest(params) | constants, ids, weights)
-
-    return loss, params, constants
-
-
-def _loss_and_logits(model: LanguageModel, token_ids: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """The loss as training computes it, of weights [B, T], and the logits of the same parameters."""
-    ops, config = model.backend, model.config
-    loss, params, constants = _compiled_loss(model)
-    ids, start = ops.asarray(token_ids), ops.asarray(np.zeros(len(token_ids), np.int64))
-
-    def logits(params: Any, constants: Any, ids: Any, start: Any) -> Any:
-        return forward(ops, config, nest(params) | constants, ids[:, :-1], start)[0]
-
-    found = ops.compile(loss)(params, constants, ids, ops.asarray(weights))
-    return float(ops.to_numpy(found)), ops.to_numpy(ops.compile(logits)(params, constants, ids, start))
-
-
-def parameter_gradients(model: LanguageModel, token_ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The gradient of the mean next-token loss of token_ids [B, T + 1] for every parameter, by the model's backend."""
-    ops = model.backend
-    loss, params, constants = _compiled_loss(model)
-    run = ops.compile(ops.value_and_grad(loss))
-    _, found = run(params, constants, ops.asarray(token_ids), ops.asarray(next_token_weights(token_ids)))
-    return {name: ops.to_numpy(array) for name, array in found.items()}
 
 
 class Alone:
@@ -292,28 +232,13 @@ def _rows_of(alone: Alone, call: Call, participant: str) -> Iterator[GradientRow
     cotangent = _rounded(np.asarray(call.cotangent), precision)
     found = alone.gradients(call, inputs, cotangent)
     lost = _lost_on_the_way(inputs, cotangent, precision)
-    errors: dict[str, list[Errors]] = {name: [] for name in call.learned}
-    ratios = dict.fromkeys(call.learned, 0.0)
-    likelihoods = {name: Likelihood() for name in call.learned}
-    unknown = dict.fromkeys(call.learned, 0)
+    where = call.name or "loss"  # what follows the last tap is the mean
+    prefix = f"{where}: " if call.is_operation else f"{where}: {call.function}, argument "
+    rows = {name: GradientRow(participant, prefix + name, ratio=0.0) for name in call.learned}
     for name, place, expected in expected_gradients(call, inputs, cotangent, precision):
-        if name in found:
-            here = found[name][place]
-            # Where nothing is known (a number that float32 does not have, 0 times infinity), nothing is judged.
-            known = np.isfinite(expected.error) & np.isfinite(expected.value)
-            unknown[name] += int(known.size - np.count_nonzero(known))
-            here, value = np.where(known, here, 0.0), np.where(known, expected.value, 0.0)
-            off = np.where(known, expected.error, 0.0), np.where(known, expected.likely, 0.0)
-            expected = Bounded(value, off, expected.reading)
-            errors[name].append(errors_of(here, expected.value, precision))
-            ratios[name] = max(ratios[name], _largest_ratio(here, expected, lost))
-            likelihoods[name].take(difference(here, expected.value), expected.likely + lost)
-    for name in call.learned:
-        where = call.name or "loss"  # what follows the last tap is the mean
-        what = f"{where}: {name}" if call.is_operation else f"{where}: {call.function}, argument {name}"
-        seen = likelihoods[name]
-        found_out = ratios[name], seen.largest, seen.mean_square, unknown[name]
-        yield GradientRow(participant, what, merge(errors[name]), *found_out)
+        if name in rows:
+            rows[name].take(found[name][place], expected, lost, precision)
+    yield from rows.values()
 
 
 def expected_gradients(
@@ -362,11 +287,3 @@ def _lost_on_the_way(inputs: dict[str, Any], cotangent: np.ndarray, precision: s
     sizes = [float(np.abs(x).max(initial=0.0)) for x in inputs.values() if isinstance(x, np.ndarray)]
     smallest = UNITS["float32" if precision == "exact" else precision].smallest
     return float(smallest**0.5 * np.abs(cotangent).max(initial=0.0) * max(1.0, *sizes))
-
-
-def _largest_ratio(found: np.ndarray, expected: Bounded, lost: float) -> float:
-    """The largest |found - value| / error; infinite where there is a difference and nothing may be rounded."""
-    off = np.abs(difference(found, expected.value))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(off == 0.0, 0.0, off / (expected.error + lost))
-    return float(np.where(np.isnan(ratio), np.inf, ratio).max(initial=0.0))

@@ -86,12 +86,9 @@ def agreement_of(logits: np.ndarray, truth: np.ndarray, prompt: int = 0) -> Logi
 
 def merge(several: Sequence[LogitAgreement]) -> LogitAgreement:
     """The agreement over the positions of all."""
+    sums = ("positions", "divergence_from_truth", "divergence_to_truth", "best_in_common", "rank_shifts")
     return LogitAgreement(
-        positions=sum(one.positions for one in several),
-        divergence_from_truth=sum(one.divergence_from_truth for one in several),
-        divergence_to_truth=sum(one.divergence_to_truth for one in several),
-        best_in_common=sum(one.best_in_common for one in several),
-        rank_shifts=sum(one.rank_shifts for one in several),
+        **{name: sum(getattr(one, name) for one in several) for name in sums},
         rank_shift_max=max((one.rank_shift_max for one in several), default=0),
         flips=tuple(flip for one in several for flip in one.flips),
     )

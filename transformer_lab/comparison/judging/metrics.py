@@ -12,6 +12,7 @@ import numpy as np
 
 PIECE = 2**18  # elements; some arrays of it are alive at a time, 2 MB each
 
+LARGEST, NORMS = ("max_abs", "max_rel", "ulp_max", "ulp_p99"), ("error_norm", "truth_norm", "value_norm")
 MEASURES = ("max_abs", "max_rel", "ulp_max", "ulp_p99", "rms", "snr_db", "cosine")
 
 # The bits of a significand and the exponent of the smallest normal number, of what a tap is stored in.
@@ -86,9 +87,9 @@ def merge(several: Sequence[Errors]) -> Errors:
     """The errors of several prompts as if they were one array; but ulp_p99 is the largest of theirs."""
     if not several:
         return NO_ERRORS
-    error, truth, value = (
-        math.hypot(*(getattr(one, name) for one in several)) for name in ("error_norm", "truth_norm", "value_norm")
-    )
+    largest = {name: max(getattr(one, name) for one in several) for name in LARGEST}
+    norms = {name: math.hypot(*(getattr(one, name) for one in several)) for name in NORMS}
+    error, truth, value = norms.values()
     if error == 0.0:
         cosine = 1.0
     elif truth == 0.0 or value == 0.0:
@@ -96,17 +97,7 @@ def merge(several: Sequence[Errors]) -> Errors:
     else:
         cosine = sum(one.cosine * (one.truth_norm / truth) * (one.value_norm / value) for one in several)
         cosine = cosine if math.isnan(cosine) else min(max(cosine, -1.0), 1.0)
-    return Errors(
-        elements=sum(one.elements for one in several),
-        max_abs=max(one.max_abs for one in several),
-        max_rel=max(one.max_rel for one in several),
-        ulp_max=max(one.ulp_max for one in several),
-        ulp_p99=max(one.ulp_p99 for one in several),
-        error_norm=error,
-        truth_norm=truth,
-        value_norm=value,
-        cosine=cosine,
-    )
+    return Errors(sum(one.elements for one in several), **largest, **norms, cosine=cosine)
 
 
 def unit_of_last_place(truth: np.ndarray, precision: str) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from transformer_lab.backends.readings.bounded.pairs import Decided
 from transformer_lab.backends.readings.bounded.witness import Witness
+from transformer_lab.comparison.judging.central_differences import STEP, contradicted
 from transformer_lab.comparison.judging.gradient_calls import Call
 from transformer_lab.comparison.judging.gradients import TrueGradients, expected_gradients
 from transformer_lab.language_model import LanguageModel
@@ -17,7 +18,6 @@ from transformer_lab.language_model.placing import add_derived
 from transformer_lab.model.decoder import forward
 
 TOKENS = 32
-STEP = 1e-5  # of central differences, relative to the number that is moved, or to 1
 SLACK = 1e-4  # of a gradient: their own error is some 1e-9 of it, but where the function is strongly curved
 
 
@@ -78,25 +78,17 @@ def _slopes(ops: Any, call: Call) -> Iterator[tuple[str, tuple[int, ...], float,
         place = tuple(int(i) for i in np.unravel_index(int(np.nanargmax(np.abs(gradient))), x.shape))
         found = float(gradient[place])
 
-        def slope(step: float, name: str = name, x: np.ndarray = x, place: tuple[int, ...] = place) -> float:
-            sides = []
-            for sign in (1.0, -1.0):
-                moved = x.copy()
-                moved[place] += sign * step
-                sides.append(np.asarray(call.run(ops, call.inputs | {name: moved})))
-            return float(np.sum((sides[0] - sides[1]) * call.cotangent)) / (2.0 * step)
+        def moved(step: float, name: str = name, x: np.ndarray = x, place: tuple[int, ...] = place) -> np.ndarray:
+            x = x.copy()
+            x[place] += step
+            return np.asarray(call.run(ops, call.inputs | {name: x})) * call.cotangent
 
         size, slack = abs(float(x[place])), SLACK * abs(found) + 1e-12
-        coarse = slope(STEP * max(1.0, size))
-        if abs(coarse - found) <= slack:
-            yield name, place, found, None
-            continue
-        # Where the function is too curved, or has a corner, a finer step gives another slope.
-        fine = slope(0.1 * STEP * max(1.0, size))
-        agrees = abs(fine - found) <= slack + 2.0 * abs(fine - coarse)
-        if not agrees and 0.0 < size < 1.0:  # or where it lives at numbers as small as this one
-            agrees = abs(slope(STEP * size) - found) <= slack
-        yield name, place, found, None if agrees else fine
+        slope = contradicted(moved, found, STEP * max(1.0, size), slack)
+        # The function may live at numbers as small as this one.
+        if slope is not None and 0.0 < size < 1.0 and contradicted(moved, found, STEP * size, slack) is None:
+            slope = None
+        yield name, place, found, slope
 
 
 def _counted(elements: dict[str, int]) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from transformer_lab.comparison.judging.examination import difference, examine
+from transformer_lab.comparison.judging.beside_bounds import difference
+from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.judging.spool import Spool
 from transformer_lab.comparison.participants.own_model import Feeding, OwnModel
 from transformer_lab.errors import ConfigurationError, LabError
@@ -29,7 +30,7 @@ SWEEPS = (*FEEDINGS, "manual", "threads", "precision")
 CHANGES = {"manual": "manual operations", "precision": "other precisions", "threads": "1 thread"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class SweepRow:
     """What a change of the way changed.
 
@@ -78,7 +79,22 @@ def sweep(
     precision = model.backend.precision
 
     def row(change: str, changed: OwnModel) -> SweepRow:
-        return _row(change, precision, changed, truth, token_ids, base)
+        seen = SweepRow(participant, precision, changed.precision, change)
+
+        def look_on(prompt: int, name: str, value: np.ndarray) -> None:
+            before = base.read(prompt, name)
+            if before is not None:
+                apart = np.abs(difference(value, before))
+                largest = float(apart.max(initial=0.0))
+                seen.elements += apart.size
+                seen.differing += int(np.count_nonzero(apart))
+                seen.max_abs = max(seen.max_abs, largest)
+                seen.logits_max_abs = largest if name == "logits" else seen.logits_max_abs
+
+        found = examine(changed, truth, [token_ids], look_on)
+        if worst := found.first_divergence() or found.worst():
+            seen.ratio, seen.tap = worst.ratio, worst.tap
+        return seen
 
     def not_tried(change: str, why: str) -> SweepRow:
         return SweepRow(participant, precision, precision, change, note=why)
@@ -116,38 +132,3 @@ def sweep(
                     yield not_tried(f"precision {other}", str(error))
                     continue
                 yield row(f"precision {other}", OwnModel(changed, name=participant))
-
-
-def _row(
-    change: str,
-    precision: str,
-    participant: OwnModel,
-    truth: OwnModel,
-    token_ids: np.ndarray,
-    base: Spool,
-) -> SweepRow:
-    counts = {"elements": 0, "differing": 0}
-    largest: dict[str, float] = {}
-
-    def look_on(prompt: int, name: str, value: np.ndarray) -> None:
-        before = base.read(prompt, name)
-        if before is not None:
-            apart = np.abs(difference(value, before))
-            counts["elements"] += apart.size
-            counts["differing"] += int(np.count_nonzero(apart))
-            largest[name] = float(apart.max(initial=0.0))
-
-    found = examine(participant, truth, [token_ids], look_on)
-    worst = found.first_divergence() or found.worst()
-    return SweepRow(
-        participant.name,
-        precision,
-        participant.precision,
-        change,
-        counts["elements"],
-        counts["differing"],
-        max(largest.values(), default=0.0),
-        largest.get("logits", 0.0),
-        worst.ratio if worst else None,
-        worst.tap if worst else None,
-    )

@@ -7,35 +7,35 @@ the size of the file before memory is taken for it, and no pickle is read.
 
 import math
 import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
-from transformer_lab.checkpoints.number_formats import FLOATS
-from transformer_lab.checkpoints.quoted import quoted
+from transformer_lab.atomic_file import write_file
+from transformer_lab.checkpoints.number_formats import FLOATS, NAMES
 from transformer_lab.checkpoints.regular_file import open_regular
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_header, read_into
 from transformer_lab.comparison.participants.participant import in_order, numbers, require_precision
-from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
+from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError, shown
 from transformer_lab.memory import enough_memory, is_out_of_memory
+from transformer_lab.paths import expanded
 
 TOKEN_IDS = "token_ids"
 KINDS = (".npz", ".safetensors")
 # The bound that applies to what is stored so: float16 has three bits more than bfloat16, and no bound of its own.
 PRECISION_OF = {"float64": "float64", "float32": "float32", "float16": "bfloat16", "bfloat16": "bfloat16"}
-_WHOLE_NUMBERS = {"I64": "<i8", "U64": "<u8", "I32": "<i4", "U32": "<u4", "I16": "<i2", "U16": "<u2"} | {
-    "I8": "<i1",
-    "U8": "<u1",
-    "BOOL": "?",
+# What safetensors calls the formats of whole numbers, by NumPy's names.
+WHOLE = {"int64": "I64", "uint64": "U64", "int32": "I32", "uint32": "U32", "int16": "I16", "uint16": "U16"} | {
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
-WHOLE = ("int64", "uint64", "int32", "uint32", "int16", "uint16", "int8", "uint8", "bool")  # in an .npz
 _NUMPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -55,7 +55,7 @@ class Dumped:
     config: Any = None
 
     def __init__(self, path: str | PathLike[str], precision: str | None = None, name: str | None = None) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.name = name or self.path.name
         self._runs = dict(_run(file) for file in _files(self.path))
         self.prompts = [list(ids) for ids in self._runs]
@@ -87,32 +87,31 @@ def write_dump(path: str | PathLike[str], token_ids: Any, taps: Mapping[str, Any
     The file is written under another name and renamed. Raises ConfigurationError for another ending or a wrong tap,
     UnavailableError if the disk does not take it.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix not in KINDS:
         message = f"{path} is not the name of a dump; it ends in {' or '.join(KINDS)}."
         raise ConfigurationError(message)
     ids = np.asarray(token_ids, np.int64)
     arrays = {name: numbers(array, name, str(path)) for name, array in taps.items()}
     arrays = {TOKEN_IDS: ids} | {name: np.ascontiguousarray(array) for name, array in in_order(arrays, str(path))}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as handle:
-            if path.suffix == ".npz":
-                np.savez(handle, **arrays)  # type: ignore[arg-type]
-            else:
-                from safetensors.numpy import save
 
-                handle.write(save(arrays))
-        os.replace(temporary, path)
+    def write(file: BinaryIO) -> None:
+        if path.suffix == ".npz":
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        else:
+            from safetensors.numpy import save
+
+            file.write(save(arrays))
+
+    try:
+        write_file(path, write)
     except OSError as error:
         message = f"{path} cannot be written: {error.strerror or error}."
         raise UnavailableError(message) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Entry(NamedTuple):
-    """One array of a file, not read yet. `format` is NumPy's name of its dtype, or what safetensors calls it."""
+    """One array of a file, not read yet. `format` is NumPy's name of its dtype, or what safetensors alone has."""
 
     path: Path
     name: str
@@ -122,7 +121,7 @@ class _Entry(NamedTuple):
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         if path.suffix not in KINDS:
             _refuse(path, f"it does not end in {' or '.join(KINDS)}")
         return [path]
@@ -143,8 +142,8 @@ def _run(path: Path) -> tuple[tuple[int, ...], list[_Entry]]:
     if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size:
         _refuse(path, f"its {TOKEN_IDS} are {ids.dtype} {list(ids.shape)}; one row of whole numbers is expected")
     for entry in entries.values():
-        if entry.format not in PRECISION_OF and entry.format not in _WHOLE_NUMBERS and entry.format not in WHOLE:
-            _refuse(path, f"{quoted(entry.name)} in it has the format {entry.format}")
+        if entry.format not in PRECISION_OF and entry.format not in WHOLE:
+            _refuse(path, f"{shown(entry.name)} in it has the format {entry.format}")
     try:
         return tuple(int(token_id) for token_id in ids), [entry for _, entry in in_order(entries, "it")]
     except ConfigurationError as error:
@@ -155,7 +154,7 @@ def _run(path: Path) -> tuple[tuple[int, ...], list[_Entry]]:
 def _entries(path: Path) -> dict[str, _Entry]:
     """Every array of a file by its name, from the headers alone."""
     if path.suffix == ".safetensors":
-        names = {stored: np.dtype(dtype).name for stored, dtype in FLOATS.items()} | {"BF16": "bfloat16"}
+        names = {stored: name for name, stored in (NAMES | WHOLE).items()}
         tensors = read_header(path).tensors
         return {n: _Entry(path, n, names.get(t.format, t.format), t.shape, t) for n, t in tensors.items()}
     entries = {}
@@ -163,14 +162,14 @@ def _entries(path: Path) -> dict[str, _Entry]:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name == info.filename:
-                _refuse(path, f"{quoted(name)} in it is not an array of NumPy")
+                _refuse(path, f"{shown(name)} in it is not an array of NumPy")
             with archive.open(info) as handle:
                 read = _NUMPY_HEADERS.get(np.lib.format.read_magic(handle))
                 if read is None:
-                    _refuse(path, f"{quoted(name)} in it is not an array of numbers")
+                    _refuse(path, f"{shown(name)} in it is not an array of numbers")
                 shape, _, dtype = read(handle)
                 if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - handle.tell():
-                    _refuse(path, f"{quoted(name)} in it is {dtype} {list(shape)}, which its bytes are not")
+                    _refuse(path, f"{shown(name)} in it is {dtype} {list(shape)}, which its bytes are not")
             entries[name] = _Entry(path, name, dtype.name, shape, None)
     return entries
 
@@ -186,11 +185,12 @@ def _read(entry: _Entry) -> np.ndarray:
             array = np.empty(tensor.shape, np.float64 if tensor.format == "F64" else np.float32)
             read_into(tensor, array)
             return array
-        if tensor.format not in _WHOLE_NUMBERS:
-            _refuse(entry.path, f"{quoted(entry.name)} in it has the format {tensor.format}")
+        if entry.format not in WHOLE:
+            _refuse(entry.path, f"{shown(entry.name)} in it has the format {tensor.format}")
         with open_regular(entry.path) as handle:
             handle.seek(tensor.start)
-            return np.frombuffer(handle.read(tensor.size), _WHOLE_NUMBERS[tensor.format]).reshape(tensor.shape)
+            stored = np.dtype(entry.format).newbyteorder("<")
+            return np.frombuffer(handle.read(tensor.size), stored).reshape(tensor.shape)
 
 
 @contextmanager

@@ -108,11 +108,9 @@ class OwnModel:
 
         self._embedding, self._read_out = compiled(run_embedding), compiled(run_read_out)
         # Layers differ in their number alone, and it matters where the scores are scaled by it.
-        by_scale: dict[float, Callable[..., Any]] = {}
-        for layer in range(config.num_layers):
-            if config.score_scale(layer) not in by_scale:
-                by_scale[config.score_scale(layer)] = block_of(layer)
-        self._blocks = [by_scale[config.score_scale(layer)] for layer in range(config.num_layers)]
+        scales = [config.score_scale(layer) for layer in range(config.num_layers)]
+        by_scale = {scale: block_of(scales.index(scale)) for scale in dict.fromkeys(scales)}
+        self._blocks = [by_scale[scale] for scale in scales]
 
     def taps(self, token_ids: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """token_ids [T] -> (tap name, array with B = 1), in the order of the computation, a block at a time."""
@@ -121,13 +119,8 @@ class OwnModel:
         self.certificate = {}
         ops.certificate.places.clear()
         pieces = self._pieces(np.asarray(token_ids))
-        streams, angles = [], []
-        found = []
-        for piece in pieces:
-            x, turns, taps = self._embedding(params, piece.ids, piece.start)
-            streams.append(x)
-            angles.append(turns)
-            found.append(taps)
+        begun = [self._embedding(params, piece.ids, piece.start) for piece in pieces]
+        streams, angles, found = map(list, zip(*begun, strict=True))
         yield from self._joined(found, pieces, "", length)
         policy = Contiguous()
         batch, capacity = 1 + len(self.feeding.beside), max(piece.reach for piece in pieces)

@@ -15,7 +15,8 @@ from transformer_lab.errors import ConfigurationError, InputFileError, LabError
 
 PRECISIONS = ("float32", "float64", "exact", "bfloat16", "int8")
 
-_OUTSIDE = ("embed", "final_norm", "logits")
+AFTER = 10**6  # what lies behind the blocks
+_OUTSIDE = {"embed": -1, "final_norm": AFTER, "logits": AFTER}
 _BLOCK = re.compile(r"blocks\.(0|[1-9]\d{0,4})\.(.+)")
 
 
@@ -84,15 +85,16 @@ def require_precision(precision: str, participant: str) -> None:
 
 def in_order(taps: Mapping[str, Any], participant: str) -> Iterator[tuple[str, Any]]:
     """The taps, block by block. Raises ConfigurationError for a name that has not the form of one."""
-    return iter(sorted(taps.items(), key=lambda tap: _block(tap[0], participant)))
+    return iter(sorted(taps.items(), key=lambda tap: block_of(tap[0], participant)))
 
 
-def _block(tap: Any, participant: str) -> int:
+def block_of(tap: Any, participant: str) -> int:
+    """The number of the block that a tap belongs to; -1 before them, AFTER behind them. Raises as `in_order` does."""
     match = _BLOCK.fullmatch(tap) if isinstance(tap, str) else None
     if match:
         return int(match[1])
     if tap in _OUTSIDE:
-        return -1 if tap == "embed" else 10**6
+        return _OUTSIDE[tap]
     block = re.sub(r"^\w*\.", "blocks.", str(tap))
     near = get_close_matches(str(tap), [*_OUTSIDE, *([block] if _BLOCK.fullmatch(block) else [])], 1)
     message = (

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from transformer_lab.comparison.judging.semantics import transformers_fields
 from transformer_lab.comparison.participants.participant import in_order
 from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
 from transformer_lab.memory import enough_memory
-from transformer_lab.sources import model_folder
+from transformer_lab.sources import model_files
 
 try:
     import torch
@@ -40,37 +40,31 @@ PRECISIONS = ("float32", "float64", "bfloat16")
 ATTENTION = "transformer_lab"  # what transformers calls the attention that looks on
 OBSERVER = "transformer_lab_observer"  # the argument that it hands through to it
 
-# Tap -> (module of transformers, whether it is what goes in). Inside a block, "" is the block itself.
-OUTSIDE = {
-    "gpt2": {
-        "embed": ("transformer.h.0", True),
-        "final_norm": ("transformer.ln_f", False),
-        "logits": ("lm_head", False),
-    },
-    "llama": {"embed": ("model.layers.0", True), "final_norm": ("model.norm", False), "logits": ("lm_head", False)},
-}
-BLOCKS = {"gpt2": "transformer.h", "llama": "model.layers"}
-INSIDE = {
-    "gpt2": {
-        "norm_1": ("ln_1", False),
-        "attn.out": ("attn", False),
-        "resid_mid": ("ln_2", True),
-        "norm_2": ("ln_2", False),
-        "ffn.pre": ("mlp.c_fc", False),
-        "ffn.act": ("mlp.c_proj", True),
-        "ffn.out": ("mlp", False),
-        "resid_post": ("", False),
-    },
-    "llama": {
-        "norm_1": ("input_layernorm", False),
-        "attn.out": ("self_attn", False),
-        "resid_mid": ("post_attention_layernorm", True),
-        "norm_2": ("post_attention_layernorm", False),
-        "ffn.pre": ("mlp.gate_proj", False),
-        "ffn.act": ("mlp.down_proj", True),
-        "ffn.out": ("mlp", False),
-        "resid_post": ("", False),
-    },
+
+class Modules(NamedTuple):
+    """The modules of a family: its blocks, its last norm, and tap -> the module inside a block whose result it is, or
+    that it goes into."""
+
+    blocks: str
+    final_norm: str
+    results: dict[str, str]
+    inputs: dict[str, str]
+
+
+MODULES = {
+    "gpt2": Modules(
+        "transformer.h",
+        "transformer.ln_f",
+        {"norm_1": "ln_1", "attn.out": "attn", "norm_2": "ln_2", "ffn.pre": "mlp.c_fc", "ffn.out": "mlp"},
+        {"resid_mid": "ln_2", "ffn.act": "mlp.c_proj"},
+    ),
+    "llama": Modules(
+        "model.layers",
+        "model.norm",
+        {"norm_1": "input_layernorm", "attn.out": "self_attn", "norm_2": "post_attention_layernorm"}
+        | {"ffn.pre": "mlp.gate_proj", "ffn.out": "mlp"},
+        {"resid_mid": "post_attention_layernorm", "ffn.act": "mlp.down_proj"},
+    ),
 }
 
 
@@ -105,16 +99,22 @@ class Transformers:
             message = "Transformers takes one of them: a model's folder, or a model that transformers has built."
             raise ConfigurationError(message)
         if model is None:
-            self._folder = model_folder(source)  # type: ignore[arg-type]  # one of them
+            self._folder, adapter = model_files(source)  # type: ignore[arg-type]  # one of them
+            if adapter is not None:
+                message = (
+                    f"transformers cannot take part in a comparison of {source} here. It would read the LoRA adapter "
+                    "with peft, or pass over it: load the model here, save it, and compare the saved folder."
+                )
+                raise ConfigurationError(message)
             require_loadable(self._folder, ours := read_config(self._folder))
             theirs = _reading(self._folder, transformers.AutoConfig.from_pretrained)
             tied, own = ours.tied_head, precision or "float32"
         else:
             theirs = getattr(model, "config", None)
-            if getattr(theirs, "model_type", None) not in INSIDE or getattr(model, "lm_head", None) is None:
+            if getattr(theirs, "model_type", None) not in MODULES or getattr(model, "lm_head", None) is None:
                 message = (
                     f"The taps of a {type(model).__name__} are not known here; those of transformers' "
-                    f"{', '.join(INSIDE)} with a language-model head are."
+                    f"{', '.join(MODULES)} with a language-model head are."
                 )
                 raise ConfigurationError(message)
             self._model, self.device = model, str(model.device)
@@ -150,8 +150,8 @@ class Transformers:
                 keep(f"blocks.{layer}.{tap}", value)
 
         with ExitStack() as stack:
-            for tap, module, goes_in in _places(model, self._family):
-                stack.callback(_hooked(module, tap, goes_in, keep).remove)
+            for hook in _hooked(model, self._family, keep):
+                stack.callback(hook.remove)
             stack.enter_context(_looked_on(model))
             stack.enter_context(torch.no_grad())
             stack.enter_context(enough_memory(self.name))
@@ -164,19 +164,26 @@ class Transformers:
             yield tap, kept.pop(tap)
 
 
-def _places(model: Any, family: str) -> Iterator[tuple[str, Any, bool]]:
-    """(tap, module, whether the tap is what goes in) of everything that hooks can see."""
-    for tap, (path, goes_in) in OUTSIDE[family].items():
-        yield tap, model.get_submodule(path), goes_in
-    for layer, block in enumerate(model.get_submodule(BLOCKS[family])):
-        for tap, (path, goes_in) in INSIDE[family].items():
-            yield f"blocks.{layer}.{tap}", block.get_submodule(path), goes_in
+def _hooked(model: Any, family: str, keep: Callable[[str, Any], None]) -> Iterator[Any]:
+    """The handles of hooks that keep every tap that is the result of a module, or goes into one."""
 
+    def result(module: Any, tap: str) -> Any:
+        return module.register_forward_hook(lambda _, args, found: keep(tap, found))
 
-def _hooked(module: Any, tap: str, goes_in: bool, keep: Callable[[str, Any], None]) -> Any:
-    if goes_in:
+    def given(module: Any, tap: str) -> Any:
         return module.register_forward_pre_hook(lambda _, args: keep(tap, args))
-    return module.register_forward_hook(lambda _, args, result: keep(tap, result))
+
+    modules = MODULES[family]
+    blocks = model.get_submodule(modules.blocks)
+    yield given(blocks[0], "embed")
+    for layer, block in enumerate(blocks):
+        for tap, path in modules.results.items():
+            yield result(block.get_submodule(path), f"blocks.{layer}.{tap}")
+        for tap, path in modules.inputs.items():
+            yield given(block.get_submodule(path), f"blocks.{layer}.{tap}")
+        yield result(block, f"blocks.{layer}.resid_post")
+    yield result(model.get_submodule(modules.final_norm), "final_norm")
+    yield result(model.lm_head, "logits")
 
 
 @contextmanager

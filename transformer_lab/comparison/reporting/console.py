@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from transformer_lab.comparison.reporting import summary
 from transformer_lab.comparison.reporting.number_words import DASH, number, share
-from transformer_lab.comparison.reporting.summary import Summary, lengths_in_words, rows_of, summaries
 from transformer_lab.errors import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
 
 Report = Mapping[str, Any]
 LONGEST = 200  # letters of a name
@@ -20,48 +20,29 @@ SHORT = 24
 SWEEPS = 60  # rows
 
 
-def print_report(report: Report, console: "Console", page: Path | None = None) -> None:
+def print_report(report: Report, console: Console, page: Path | None = None) -> None:
     """Prints what `tables` makes, and where report.html lies. Names in the report cannot steer the terminal."""
-    from rich.text import Text
-
     for renderable in tables(report):
         console.print(renderable)
     if page is not None:
         console.print(Text(f"\nThe whole report: {_plain(page, 4000)}"), soft_wrap=True)  # a path stays in one piece
 
 
-def tables(report: Report) -> "list[RenderableType]":
-    """In this order: the verdict; differences in meaning; participants; the first divergence; sweeps; what was reached.
-    All but the first and the table of participants only where there is something to say."""
-    parts = [_verdict(report), _semantics(report), _participants(report), _first_divergence(report), _sweeps(report)]
-    parts.append(_reached(report))
+def tables(report: Report) -> list[RenderableType]:
+    """In this order: the verdict; participants; the first divergence; sweeps; what was reached. The last three only
+    where there is something to say."""
+    parts = [_verdict(report), _participants(report), _first_divergence(report), _sweeps(report), _reached(report)]
     return [part for part in parts if part is not None]
 
 
-def _verdict(report: Report) -> "RenderableType":
-    from rich.text import Text
-
+def _verdict(report: Report) -> RenderableType:
     styles = {"sound": "bold green", "defect": "bold red", "not judged": "bold yellow"}
     status = report["verdict"]["status"]
-    word = status[0].upper() + status[1:]
-    sentence = _plain(report["verdict"]["sentence"], 2000).removeprefix(f"{word}: ")  # once is enough
-    return Text(f"{word}. ", style=styles[status]) + Text(sentence, style="")
+    return Text.assemble((f"{status.capitalize()}. ", styles[status]), _plain(summary.sentence(report), 2000))
 
 
-def _semantics(report: Report) -> "RenderableType | None":
-    from rich.text import Text
-
-    if not report["semantics"]:
-        return None
-    lines = ["", "The configurations do not mean the same:"]
-    for row in report["semantics"]:
-        values = ", ".join(f"{_plain(name)} {_plain(value)}" for name, value in row["values"].items())
-        lines.append(f"  {_plain(row['field'])}: {values}")
-    return Text("\n".join(lines))
-
-
-def _participants(report: Report) -> "RenderableType":
-    rows = summaries(report)
+def _participants(report: Report) -> RenderableType:
+    rows = summary.summaries(report)
     table = _table("Against the truth: float64, by the plain operations")
     table.add_column("participant", overflow="fold")  # gives way first: a name is broken between its words
     _numbers(table, "ratio")
@@ -74,37 +55,23 @@ def _participants(report: Report) -> "RenderableType":
         "ratio: the largest error of an operation over its bound; above 1 it is a defect. RMS, KL (nats), top-1: at "
         "the logits. text: generated tokens before the first that differs."
     )
-    if any(row.precision == "exact" for row in rows):
+    if summary.exact_by_nature(report):
         table.caption += " Exact mode comes close to 1: its bound is the one rounding that it makes."
     return table
 
 
-def _agreement(row: Summary) -> str:
+def _agreement(row: summary.Summary) -> str:
     return "-" if row.agreement is None or row.tokens is None else f"{row.agreement}/{row.tokens}"
 
 
-def _first_divergence(report: Report) -> "RenderableType | None":
-    from rich.text import Text
-
-    found = report["first_divergence"]
-    if not found:
+def _first_divergence(report: Report) -> RenderableType | None:
+    if not report["first_divergence"]:
         return None
-    where = "" if found["prompt"] is None else f"prompt {found['prompt'] + 1}, "
-    rows = (
-        ("First divergence", f"{_plain(found['tap'])} on {_plain(found['participant'])} ({found['precision']})"),
-        ("error / bound", _number(found["ratio"])),
-        ("element", f"{where}{found['position']}"),
-        ("value", _dashed(number(found["value"], 8))),
-        ("expected", _dashed(number(found["expected"], 8))),
-        ("bound", _number(found["bound"])),
-    )
-    lines = (f"{title:>16}  {said}" for title, said in rows)
-    return Text("\n".join(("", *lines)))
+    rows = summary.divergence_in_words(report["first_divergence"])
+    return Text("\n".join(("\nFirst divergence", *(f"{term:>16}  {_dashed(_plain(said))}" for term, said in rows))))
 
 
-def _sweeps(report: Report) -> "RenderableType | None":
-    from rich.text import Text
-
+def _sweeps(report: Report) -> RenderableType | None:
     rows = report["sweeps"][:SWEEPS]
     if not rows:
         return None
@@ -114,7 +81,7 @@ def _sweeps(report: Report) -> "RenderableType | None":
     _words(table, "where", [row["tap"] for row in rows])
     for name in dict.fromkeys(row["participant"] for row in rows):
         table.add_row(Text(_plain(name), style="bold"))
-        for row in rows_of(rows, name):
+        for row in summary.rows_of(rows, name):
             if row["ratio"] is None and row["note"]:
                 table.add_row(_indented(row["change"]), "-", "-", "-", _cell("not tried"))
                 continue
@@ -131,14 +98,12 @@ def _sweeps(report: Report) -> "RenderableType | None":
     return table
 
 
-def _reached(report: Report) -> "RenderableType | None":
-    from rich.text import Text
-
+def _reached(report: Report) -> RenderableType | None:
     reached = report.get("reached")
     if not reached:
         return None
     said = (
-        f"Reached: prompts of {lengths_in_words(reached)}, positions up to {reached['positions']:,} of "
+        f"Reached: prompts of {summary.lengths_in_words(reached)}, positions up to {reached['positions']:,} of "
         f"{reached['context']:,}, {share(reached['vocabulary'])} of the vocabulary, values up to "
         f"{_number(reached['largest_value'])}; {', '.join(map(_plain, reached['precisions']))}."
     )
@@ -156,11 +121,7 @@ def _reached(report: Report) -> "RenderableType | None":
 # --- Pieces --------------------------------------------------------------------------------------------------------
 
 
-def _table(title: str) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
+def _table(title: str) -> Table:
     return Table(
         title=Text(f"\n{title}"),
         title_justify="left",
@@ -172,27 +133,23 @@ def _table(title: str) -> "Table":
     )
 
 
-def _words(table: "Table", title: str, words: Sequence[object]) -> None:
+def _words(table: Table, title: str, words: Sequence[object]) -> None:
     """A column of names: if all are short they stay on one line; else they are broken, none is cut."""
     longest = max((len(_plain(word)) for word in words if word is not None), default=1)
     table.add_column(title, overflow="fold", no_wrap=longest <= SHORT)
 
 
-def _numbers(table: "Table", *titles: str) -> None:
+def _numbers(table: Table, *titles: str) -> None:
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
 
 
-def _cell(value: object) -> "Text":
-    from rich.text import Text
-
+def _cell(value: object) -> Text:
     return Text(_plain(value))  # Text: square brackets in a name are no commands to rich
 
 
-def _indented(value: object) -> "Padding":
+def _indented(value: object) -> Padding:
     """Below a heading; where it is broken, all its lines are."""
-    from rich.padding import Padding
-
     return Padding(_cell(value), (0, 0, 0, 2))
 
 

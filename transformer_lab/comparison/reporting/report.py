@@ -10,9 +10,9 @@ import numpy as np
 
 from transformer_lab.atomic_file import finite, write_json, write_text
 from transformer_lab.comparison.judging import logits, metrics
-from transformer_lab.comparison.judging.continuations import Continuations
 from transformer_lab.comparison.judging.exactness import Exactness
 from transformer_lab.comparison.judging.examination import Divergence, Examination
+from transformer_lab.comparison.judging.generation.continuations import Continuations
 from transformer_lab.comparison.judging.gradients import GradientRow
 from transformer_lab.comparison.judging.self_check import SelfCheck
 from transformer_lab.comparison.judging.semantics import differences
@@ -91,7 +91,7 @@ def report_of(
     detached: Sequence[str],
     without_gradient: Sequence[str],
     judge: SelfCheck,
-    sound_kl: dict[str, float],
+    sound_kl: Mapping[str, float | None],
     seconds: float,
 ) -> Report:
     """model: the truth's. For detached, without_gradient (there: not_judged) and sound_kl see `verdict`."""

@@ -1,19 +1,21 @@
-"""One row per participant: what a reader wants to know first, gathered from a report's dict. It measures nothing."""
+"""What the page and the console both say, gathered from a report's dict: a row per participant, why the verdict is what
+it is, the first divergence. It measures nothing."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformer_lab.comparison.judging.examination import ADDITIONS
+from transformer_lab.comparison.reporting.number_words import DASH, number
 
 
 @dataclass(frozen=True)
 class Summary:
-    """name, precision: the participant's. ratio: its largest measured / bound, and where, a tap's name.
+    """details: what kind of participant it is, in words. ratio: its largest measured / bound; where: at which tap.
 
     taps: how many were compared; unjudged: at how many of them no bound was known; nearest: at how many it is nearest
-    to the truth. rms, snr_db: of the total error at the logits. kl: from the truth, in nats. top_1: share of positions
+    to the truth. rms: of the total error at the logits. kl: from the truth, in nats. top_1: share of positions
     with the truth's most likely token.
     agreement, tokens: how many generated tokens agree with the truth's before the first that differs, of how many,
     summed over the prompts; first_difference: the smallest index, from 0, of one that differs.
@@ -21,14 +23,13 @@ class Summary:
     """
 
     name: str
-    precision: str
+    details: str
     ratio: float | None
     where: str | None
     taps: int
     unjudged: int
     nearest: int
     rms: float | None
-    snr_db: float | None
     kl: float | None
     top_1: float | None
     agreement: int | None
@@ -43,6 +44,8 @@ def summaries(report: Mapping[str, Any]) -> list[Summary]:
 
 def _summary(report: Mapping[str, Any], participant: Mapping[str, Any]) -> Summary:
     name = participant["name"]
+    precision = None if participant["precision"] in name else participant["precision"]
+    details = (participant["kind"], participant["version"], participant["device"], precision)
     taps = rows_of(report["taps"], name)
     largest = largest_ratio(taps) or {"ratio": None, "tap": None}
     divergence = report["first_divergence"] or {}
@@ -53,20 +56,45 @@ def _summary(report: Mapping[str, Any], participant: Mapping[str, Any]) -> Summa
     text = next(iter(rows_of(report["text"], name)), {})
     return Summary(
         name=name,
-        precision=participant["precision"],
+        details=", ".join(str(each) for each in details if each is not None),
         ratio=math.inf if not_finite else largest["ratio"],
         where=divergence["tap"] if not_finite else largest["tap"],
         taps=len(taps),
         unjudged=sum(row.get("unjudged") is not None for row in taps),
         nearest=sum(bool(row["nearest"]) for row in taps),
         rms=at_logits.get("rms"),
-        snr_db=at_logits.get("snr_db"),
         kl=logits.get("kl_from_truth"),
         top_1=logits.get("top_1"),
         agreement=text.get("agreement"),
         tokens=text.get("tokens"),
         first_difference=text.get("first_difference"),
     )
+
+
+def sentence(report: Mapping[str, Any]) -> str:
+    """Why the verdict is what it is, without the status: that stands before it."""
+    verdict = report["verdict"]
+    return verdict["sentence"].removeprefix(f"{verdict['status'].capitalize()}: ")
+
+
+def divergence_in_words(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The first divergence: what is said of it, and how."""
+    precision = "" if found["precision"] in found["participant"] else f", {found['precision']}"
+    element = f"{found['position']} of prompt {found['prompt'] + 1}" if found["prompt"] is not None else DASH
+    return [
+        ("Where", f"{found['tap']} on {found['participant']}{precision}"),
+        ("Error over bound", number(math.inf if found["ratio"] is None else found["ratio"])),
+        ("Element", element),
+        ("Value", number(found["value"], 8)),
+        ("Expected", f"{number(found['expected'], 8)}, from the same inputs in float64"),
+        ("Bound", f"{number(found['bound'])}, the farthest that rounding can take it"),
+    ]
+
+
+def named(report: Mapping[str, Any], mentioned: Iterable[str]) -> list[str]:
+    """The names of the participants that are mentioned, in their order."""
+    found = set(mentioned)
+    return [participant["name"] for participant in report["participants"] if participant["name"] in found]
 
 
 def rows_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:

@@ -6,17 +6,19 @@ judged, and is never called sound.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformer_lab.backends.plain.manual import HIDDEN
 from transformer_lab.backends.readings.bounded.units import LARGEST
+from transformer_lab.comparison.judging.beside_bounds import Likelihood
 from transformer_lab.comparison.judging.exactness import Exactness
 from transformer_lab.comparison.judging.examination import Divergence, Examination
 from transformer_lab.comparison.judging.gradients import GradientRow, first_gradient_divergence
 from transformer_lab.comparison.judging.metrics import merge
 from transformer_lab.comparison.judging.sweeps import SweepRow
+from transformer_lab.comparison.reporting.number_words import number
 
 FAR = 100.0
 SOUND, DEFECT, NOT_JUDGED = "sound", "defect", "not judged"
@@ -53,12 +55,12 @@ def verdict(
     generation: Sequence[str],
     semantics: Sequence[dict[str, Any]],
     not_judged: Sequence[str],
-    sound_kl: dict[str, float],
+    sound_kl: Mapping[str, float | None],
 ) -> Verdict:
     """order: every tap, in the order of the computation. detached, generation: what is wrong with paths of the
     gradient and with continuations, in sentences. semantics: what differs in the configurations. not_judged: why
     gradients were not to be had, or the judge is wrong itself, in sentences. sound_kl: for a precision, the KL
-    divergence of the logits of a sound run in it.
+    divergence of the logits of a sound run in it, or None.
     """
     said = [_semantic(row) for row in semantics]
     faults = [fault for found in examinations for fault in _faults(found, order, examinations, sound_kl)]
@@ -79,7 +81,7 @@ def verdict(
     defects += [_swept(row) for row in sweeps if _is_defect(row)]
     if (backward := first_gradient_divergence(gradients)) is not None:
         if backward.ratio is not None and backward.ratio <= 1.0:
-            how = f"has an error that is not plausible ({_likely(backward.largest, backward.mean_square)})"
+            how = f"has an error that is not plausible ({_likely(backward.likelihood)})"
         else:
             how = f"differs by {in_bounds(backward.ratio or 0.0)}"
         defects.append(f"A defect of the gradients: {backward.parameter} on {backward.participant} {how}.")
@@ -98,7 +100,7 @@ def verdict(
 
 
 def _faults(
-    found: Examination, order: Sequence[str], examinations: Sequence[Examination], sound_kl: dict[str, float]
+    found: Examination, order: Sequence[str], examinations: Sequence[Examination], sound_kl: Mapping[str, float | None]
 ) -> Iterable[Fault]:
     """The first of each kind on one participant."""
     if (first := found.first_divergence()) is not None:
@@ -109,10 +111,9 @@ def _faults(
         )
         yield Fault(order.index(first.tap), found.participant, sentence, first)
     if (tap := found.first_implausible()) is not None:
-        likelihood = found.taps[tap].likelihood
         sentence = (
             f"A defect, in all likelihood: {_placed(found, tap, order)} on {found.participant} is within the bound of "
-            f"the worst case, but {_likely(likelihood.largest, likelihood.mean_square)}."
+            f"the worst case, but {_likely(found.taps[tap].likelihood)}."
         )
         yield Fault(order.index(tap), found.participant, sentence, found.taps[tap].worst)
     if (unlike := _unlike_others(found, order, examinations)) is not None:
@@ -191,15 +192,15 @@ def _sound(examinations: Sequence[Examination], exactness: Exactness) -> list[st
     return said
 
 
-def _likely(largest: float, mean_square: float) -> str:
-    if largest > LARGEST:
+def _likely(found: Likelihood) -> str:
+    if found.largest > LARGEST:
         return (
-            f"its largest error is {largest:.2g} times what independent roundings make likely (above {LARGEST:.0f} has "
-            "a probability below 3e-14 for each element)"
+            f"its largest error is {found.largest:.2g} times what independent roundings make likely (above "
+            f"{LARGEST:.0f} has a probability below 3e-14 for each element)"
         )
     return (
-        f"its root mean square error is {mean_square:.2g} times what independent roundings make likely (above 1 has a "
-        "probability below 3e-14)"
+        f"its root mean square error is {found.mean_square:.2g} times what independent roundings make likely (above 1 "
+        "has a probability below 3e-14)"
     )
 
 
@@ -207,7 +208,7 @@ def in_bounds(ratio: float) -> str:
     """How many times its bound, in words."""
     if math.isinf(ratio):
         return "more than any rounding (there is none to make here)"
-    return f"{ratio:,.0f} bounds" if ratio >= 10 else f"{ratio:.2g} bounds"
+    return f"{number(ratio, 2)} bounds"
 
 
 def _semantic(row: dict[str, Any]) -> str:

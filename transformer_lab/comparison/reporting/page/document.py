@@ -1,91 +1,93 @@
 """report.html: one self-contained page made from a report's dict alone, so also from a report.json of another day.
 
-It needs no script and loads nothing. Long tables are cut where the page would grow too large, and say so. What stands
-in the report was written by others: all of it is escaped. It measures nothing.
+`report.html` is its template, with `tables.html` for the tables in it and `style.css`. The page needs no script and
+loads nothing. Long tables are cut where it would grow too large, and say so. It measures nothing.
 """
 
 import base64
 import hashlib
+import math
 import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from transformer_lab.comparison.reporting.number_words import number
-from transformer_lab.comparison.reporting.page.cells import Report
-from transformer_lab.comparison.reporting.page.charts import charts_section
-from transformer_lab.comparison.reporting.page.environment import environment_section
-from transformer_lab.comparison.reporting.page.exact_mode import exact_section
-from transformer_lab.comparison.reporting.page.generated_text import text_section
-from transformer_lab.comparison.reporting.page.html import Html, name, paragraph, text
-from transformer_lab.comparison.reporting.page.logits import logits_section
-from transformer_lab.comparison.reporting.page.participants import participants_section
-from transformer_lab.comparison.reporting.page.prompts import prompts_section
-from transformer_lab.comparison.reporting.page.reached import reached_section
-from transformer_lab.comparison.reporting.page.semantics import semantics_section
-from transformer_lab.comparison.reporting.page.style import STYLE
-from transformer_lab.comparison.reporting.page.sweeps import sweeps_section
-from transformer_lab.comparison.reporting.page.taps import gradients_section, taps_section
-from transformer_lab.comparison.reporting.page.verdict_box import favicon, verdict_box
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from transformer_lab.comparison.reporting import number_words, summary
+from transformer_lab.comparison.reporting.page import charts
+from transformer_lab.errors import printable
+
+FOLDER = Path(__file__).parent
+LONGEST = 160  # letters of a name or a cell
+TEXT = 1200  # letters of a text
 
 
-def page(report: Report) -> str:
+def page(report: Mapping[str, Any]) -> str:
     """The page as text, for a file in UTF-8. `report` is what Report.to_dict() gives, or a report.json read back."""
-    sections: list[tuple[str, str, Html]] = []
-    for key, title, section in (
-        ("semantics", "Differences in meaning", semantics_section),
-        ("participants", "Participants", participants_section),
-        ("reached", "What was reached", reached_section),
-        ("depth", "Along the depth", charts_section),
-        ("exact", "Exact mode", exact_section),
-        ("taps", "Every tap", taps_section),
-        ("logits", "Logits", logits_section),
-        ("text", "Text", text_section),
-        ("gradients", "Gradients", gradients_section),
-        ("sweeps", "Sweeps", sweeps_section),
-        ("prompts", "Prompts", prompts_section),
-        ("environment", "Environment", environment_section),
-    ):
-        if made := section(report):
-            sections.append((key, title, made))
-    links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in sections)
-    main = "".join(
-        f'<section id="{key}" aria-labelledby="{key}-title">\n<h2 id="{key}-title">{title}</h2>\n{made}</section>\n'
-        for key, title, made in sections
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, finalize=text, undefined=StrictUndefined, trim_blocks=True
     )
-    source = report["model"]["source"]
-    body = (
-        f'<a class="skip" href="#main">Skip to the verdict</a>\n<header>\n<h1>Comparison of {name(source)}</h1>\n'
-        f'{_facts(report)}</header>\n<nav aria-label="On this page"><ul>{links}</ul></nav>\n'
-        f'<main id="main" tabindex="-1">\n{verdict_box(report)}{main}</main>\n'
-        "<footer>Made by transformer_lab. The same numbers, in full, are in report.json.</footer>\n"
-    )
-    # Styles are allowed by their hash: nothing else on the page may load, run or send anything.
-    styles = {STYLE, *re.findall(r"<style>(.*?)</style>", body, re.DOTALL)}
-    hashes = " ".join(
-        sorted(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in styles)
-    )
-    policy = f"default-src 'none'; style-src {hashes}; img-src data:; base-uri 'none'; form-action 'none'"
-    status = report["verdict"]["status"]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"/>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
-        '<meta name="color-scheme" content="light dark"/>\n<meta name="referrer" content="no-referrer"/>\n'
-        f"<title>{status.capitalize()}: comparison of {text(source)}</title>\n"
-        f'<link rel="icon" href="{favicon(report)}"/>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    style = (FOLDER / "style.css").read_text(encoding="utf-8")
+    overview, one_by_one = charts.overview(report), charts.one_by_one(report)
+    styles = {style, *re.findall("<style>(.*?)</style>", "".join(overview + one_by_one), re.DOTALL)}
+    plain = summary.exact_by_nature(report)
+    return environment.get_template("report.html").render(
+        report=report,
+        style=Markup(style),
+        policy=Markup(_policy(styles)),
+        overview=overview,
+        one_by_one=one_by_one,
+        left_out=len(report["participants"]) - len(charts.drawn_participants(report)),
+        largest=summary.largest_ratio([row for row in report["taps"] if row["participant"] not in plain]),
+        flips=[{"participant": row["participant"], **flip} for row in report["logits"] for flip in row["flips"]],
+        command=shlex.join(report["environment"]["command"] or ()),
+        summary=summary,
+        **{each.__name__: each for each in (text, parting, knows, worst, number_words.share, number_words.cosine)},
     )
 
 
-def _facts(report: Report) -> Html:
-    model, prompts = report["model"], report["prompts"]
-    tokens = sum(len(prompt["token_ids"]) for prompt in prompts)
-    facts = [
-        (model["parameters"], "parameters"),
-        (model["layers"], "layers"),
-        (len(prompts), "prompts" if len(prompts) != 1 else "prompt"),
-        (tokens, "tokens"),
-        (report["seconds"], "seconds"),
-    ]
-    said = [f"{number(value)} {unit}" for value, unit in facts if value is not None]
-    if model["precision"]:
-        said.insert(2, str(model["precision"]))
-    return paragraph(" · ".join(said), "facts")
+def text(value: object, longest: int = LONGEST) -> Markup:
+    """What becomes of every value that the template shows, as nobody vouches for it: numbers in words, the rest cut,
+    with control characters and marks of direction written out, and escaped. Only markup stays as it is."""
+    if isinstance(value, Markup):
+        return value
+    said = number_words.number(value)
+    return escape(printable(said[:longest]) + ("…" if len(said) > longest else ""))
+
+
+def parting(given: str, first: str) -> tuple[Markup, Markup | None, Markup]:
+    """What stands before, in and after the word in which `given` leaves `first`; there is no word if it does not."""
+    given, first, rest = given[:TEXT], first[:TEXT], "…" if len(given) > TEXT else ""
+    if given == first:
+        return text(given + rest, TEXT + 1), None, Markup("")
+    same = next((i for i, (a, b) in enumerate(zip(given, first, strict=False)) if a != b), min(len(given), len(first)))
+    start = given.rfind(" ", 0, same) + 1  # a token often begins with the space before its word
+    end = next((i for i in range(same + 1, len(given)) if given[i].isspace()), len(given))
+    return text(given[:start], TEXT), text(given[start:end], TEXT), text(given[end:] + rest, TEXT + 1)
+
+
+def knows(rows: Iterable[Mapping[str, Any]], field: str) -> bool:
+    """Whether any row has it; a column in which nothing would stand is left out."""
+    return any(row.get(field) is not None for row in rows)
+
+
+def worst(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    """The rows, in their order; of more than `most`, those with the largest ratios."""
+
+    def ratio(row: Mapping[str, Any]) -> float:
+        if row["ratio"] is None:  # of a tap that was judged: it was no number
+            return math.inf if row.get("unjudged", "") is None else -1.0
+        return row["ratio"]
+
+    kept = {id(row) for row in sorted(rows, key=ratio, reverse=True)[:most]}
+    return [row for row in rows if id(row) in kept]
+
+
+def _policy(styles: Iterable[str]) -> str:
+    """Styles are allowed by their hash: nothing else on the page may load, run or send anything."""
+    hashes = sorted(base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() for style in styles)
+    allowed = " ".join(f"'sha256-{found}'" for found in hashes)
+    return f"default-src 'none'; style-src {allowed}; img-src data:; base-uri 'none'; form-action 'none'"

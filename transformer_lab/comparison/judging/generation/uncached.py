@@ -6,12 +6,11 @@ this pass itself has against the truth. In exact mode there is no such noise, an
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from transformer_lab.comparison.judging.examination import difference
-from transformer_lab.comparison.judging.resampling import resampled
+from transformer_lab.comparison.judging.beside_bounds import difference
+from transformer_lab.comparison.judging.generation.second_sampler import first_wrong, resampled
 from transformer_lab.generation.continuation import Generation
 from transformer_lab.generation.sampling import Sampling
 from transformer_lab.language_model import LanguageModel
@@ -25,15 +24,6 @@ ROUNDING_OF_FLOAT32 = 2.0**-22
 GREEDY = Sampling()
 
 
-@dataclass
-class _Pass:
-    """rows: the logits from which each token was chosen, and one more where the context holds it, [N or N + 1, V]."""
-
-    tokens: list[int]
-    rows: np.ndarray
-    noise: float | None = None
-
-
 class Uncached:
     """Judges the generations of one model. It remembers its passes, since many generations begin alike.
 
@@ -44,36 +34,24 @@ class Uncached:
         self.model, self.truth = model, truth
         self.exact = model.backend.precision == "exact"
         self.decided = self.open = 0
-        self._passes: dict[tuple[int, ...], list[_Pass]] = {}
-        self._usual: float | None = None
+        # prompt -> the continuations of it that were passed through, each with its rows (see `_pass`)
+        self._passes: dict[tuple[int, ...], list[tuple[list[int], np.ndarray]]] = {}
+        self._noise_of: dict[tuple[int, ...], float] = {}
 
-    def unexplained(
-        self,
-        generation: Generation,
-        sampling: Sampling = GREEDY,
-        seed: int = 0,
-        ends: Collection[int] = (),
-        tokens: int | None = None,
-    ) -> tuple[int, str] | None:
-        """The first token that does not follow from the logits and the rules: (its place, how so), or None.
-
-        ends: the end tokens of the model. tokens: how many to look at, if not all.
-        """
-        prompt, chosen = generation.prompt_token_ids, generation.token_ids[:tokens]
-        ended = generation.finish_reason == "end_of_text" and chosen == generation.token_ids
-        rows = self.rows(prompt, chosen)
-        found = None
+    def unexplained(self, generation: Generation, sampling: Sampling = GREEDY, seed: int = 0) -> tuple[int, str] | None:
+        """The first token that does not follow from the logits, the rules and the model's end tokens: (its place, how
+        so), or None."""
+        prompt, chosen = generation.prompt_token_ids, generation.token_ids
+        ends = self.model.end_of_text_ids if generation.finish_reason == "end_of_text" else ()
+        rows = self._pass(prompt, chosen)[1]
+        found: tuple[int, str] | None = None
         for noise in self._noises(prompt, chosen):
             if sampling.greedy:
-                found = _not_the_likeliest(rows, chosen, ends if ended else (), noise)
-                undecided = 0
+                found, undecided = _not_the_likeliest(rows, chosen, ends, noise), 0
             else:
                 expected = resampled(rows[: len(chosen)], chosen, sampling, seed, prompt, noise)
-                pairs = enumerate(zip(chosen, expected, strict=True))
-                found = next(
-                    ((place, f"in place of {right}") for place, (got, right) in pairs if right not in (None, got)), None
-                )
-                undecided = expected.count(None)
+                wrong, undecided = first_wrong(chosen, expected), expected.count(None)
+                found = None if wrong is None else (wrong, f"in place of {expected[wrong]}")
             if found is None:
                 self.decided, self.open = self.decided + len(chosen) - undecided, self.open + undecided
                 break
@@ -86,7 +64,7 @@ class Uncached:
             return min(len(generation.logprobs), len(chosen)), float("nan")
         if not chosen:
             return None
-        rows = self.rows(prompt, chosen)[: len(chosen)].astype(np.float64)
+        rows = self._pass(prompt, chosen)[1][: len(chosen)].astype(np.float64)
         peak = rows.max(axis=1, keepdims=True)
         total = np.log(np.exp(rows - peak).sum(axis=1))
         expected = rows[np.arange(len(chosen)), chosen] - peak[:, 0] - total
@@ -103,44 +81,36 @@ class Uncached:
     def has_hash(self, generation: Generation) -> bool:
         """Whether logits_sha256 is that of the rows; only in exact mode, where cached decoding has the same bits."""
         count = len(generation.token_ids) + (generation.finish_reason == "end_of_text")
-        rows = self.rows(generation.prompt_token_ids, generation.token_ids)[:count]
+        rows = self._pass(generation.prompt_token_ids, generation.token_ids)[1][:count]
         return generation.logits_sha256 == hashlib.sha256(rows.astype("<f4").tobytes()).hexdigest()
 
-    def rows(self, prompt: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
-        """The logits from which each of the tokens should have come, and one row more: [N + 1, V], or [N, V]."""
-        return self._pass(prompt, tokens).rows[: len(tokens) + 1]
-
-    def _pass(self, prompt: Sequence[int], tokens: Sequence[int]) -> _Pass:
+    def _pass(self, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[list[int], np.ndarray]:
+        """(the tokens of a pass that begins with these, the logits from which each of them should have come, and one
+        row more where the context holds it: [N + 1, V] or [N, V])."""
         kept = self._passes.setdefault(tuple(prompt), [])
-        for one in kept:
-            if one.tokens[: len(tokens)] == list(tokens):
-                return one
-        own = self.model.logits(self._ids(prompt, tokens))[0]
-        kept.append(_Pass(list(tokens), own[len(prompt) - 1 :].copy()))
+        for passed, rows in kept:
+            if passed[: len(tokens)] == tokens:
+                return passed, rows
+        rows = self.model.logits([*prompt, *tokens][: self.model.config.context_length])[0, len(prompt) - 1 :].copy()
+        kept.append((list(tokens), rows))
         return kept[-1]
-
-    def _ids(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[int]:
-        return [*prompt, *tokens][: self.model.config.context_length]
 
     def _noises(self, prompt: Sequence[int], tokens: Sequence[int]) -> Iterator[float]:
         """How far cached logits may be off: as far as in the first pass of all, and if that is not enough, in this."""
         if self.exact:
             yield 0.0
             return
-        if self._usual is None:
-            self._usual = self._noise(prompt, tokens)
-        yield self._usual
-        one = self._pass(prompt, tokens)
-        if one.noise is None:
-            one.noise = self._noise(prompt, one.tokens)
-        if one.noise > self._usual:
-            yield one.noise
+        usual = next(iter(self._noise_of.values()), None)
+        yield self._noise(prompt, tokens) if usual is None else usual
+        yield max(usual or 0.0, self._noise(prompt, self._pass(prompt, tokens)[0]))
 
     def _noise(self, prompt: Sequence[int], tokens: Sequence[int]) -> float:
-        ids = self._ids(prompt, tokens)
-        own, true = self.model.logits(ids), self.truth.logits(ids)
-        least = ROUNDING["float64"] * float(np.abs(true).max())  # what float64 itself may lose on the way
-        return max(CACHED_SLACK * float(np.abs(difference(own, true)).max()), least)
+        ids = (*prompt, *tokens)[: self.model.config.context_length]
+        if ids not in self._noise_of:
+            own, true = self.model.logits(ids), self.truth.logits(ids)
+            least = ROUNDING["float64"] * float(np.abs(true).max())  # what float64 itself may lose on the way
+            self._noise_of[ids] = max(CACHED_SLACK * float(np.abs(difference(own, true)).max()), least)
+        return self._noise_of[ids]
 
 
 def _not_the_likeliest(

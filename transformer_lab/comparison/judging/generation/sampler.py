@@ -6,11 +6,13 @@ which the rules differ from what is often written for them, and a second sampler
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from itertools import product
 
 import numpy as np
 
-from transformer_lab.comparison.judging.check import Check, Wrong, checked
-from transformer_lab.comparison.judging.resampling import resampled
+from transformer_lab.comparison.judging.generation.check import Check, Wrong, asked, checked, require
+from transformer_lab.comparison.judging.generation.second_sampler import first_wrong, resampled
 from transformer_lab.generation import generate
 from transformer_lab.generation.sampling import Sampling
 
@@ -42,26 +44,24 @@ def sampler_rules(participant: str, seed: int = 0) -> Check:
 
     def look() -> str:
         rows = made_rows(seed)
-        decided = left_open = 0
-        for kind, logits in rows.items():
+        expected: list[int | None] = []
+        for (kind, logits), rule in product(rows.items(), RULES):
             # What has occurred: likely and unlikely tokens, some of them twice.
             prompt = [int(logits[0].argmax()), 1, 1, 4]
-            for rule in RULES:
-                for number in (seed, *EXTREMES) if rule.temperature else (seed,):
-                    chosen = _chosen(participant, kind, logits, rule, number, prompt)
-                    expected = resampled(logits, chosen, rule, number, prompt)
-                    for place, (got, right) in enumerate(zip(chosen, expected, strict=True)):
-                        if right not in (None, got):
-                            finding = (
-                                f"the sampler on {participant} chose {got} in place of {right}, at token {place} of "
-                                f"rows with {kind}, seed {number}, {_in_words(rule)}."
-                            )
-                            raise Wrong(finding)
-                    decided += len(expected) - expected.count(None)
-                    left_open += expected.count(None)
+            for number in (seed, *EXTREMES) if rule.temperature else (seed,):
+                chosen = _chosen(participant, kind, logits, rule, number, prompt)
+                again = resampled(logits, chosen, rule, number, prompt)
+                if (wrong := first_wrong(chosen, again)) is not None:
+                    finding = (
+                        f"the sampler on {participant} chose {chosen[wrong]} in place of {again[wrong]}, at token "
+                        f"{wrong} of rows with {kind}, seed {number}, {_in_words(rule)}."
+                    )
+                    raise Wrong(finding)
+                expected += again
+        left_open = expected.count(None)
         return (
-            f"{len(RULES)} combinations of rules on rows with {', '.join(rows)}: {decided} tokens; rounding left "
-            f"{left_open} more open."
+            f"{len(RULES)} combinations of rules on rows with {', '.join(rows)}: {len(expected) - left_open} tokens; "
+            f"rounding left {left_open} more open."
         )
 
     return checked("rules of the sampler", look)
@@ -94,14 +94,10 @@ def _chosen(
     noise, history = np.random.default_rng(seed), list(prompt)
     for place, row in enumerate(logits):
         given = row.copy()
-        try:
-            history.append(generate.choose(given, rule, history, noise))  # type: ignore[attr-defined]
-        except Exception as error:
-            finding = f"the sampler on {participant} raised {type(error).__name__} on rows with {kind}: {error}"
-            raise Wrong(finding) from error
-        if not np.array_equal(given, row):
-            finding = f"the sampler on {participant} changed the logits of token {place} in rows with {kind}."
-            raise Wrong(finding)
+        choose = partial(generate.choose, given, rule, history, noise)  # type: ignore[attr-defined]
+        history.append(asked(f"the sampler on {participant}, given rows with {kind},", choose))
+        finding = f"the sampler on {participant} changed the logits of token {place} in rows with {kind}."
+        require(np.array_equal(given, row), finding)
     return history[len(prompt) :]
 
 

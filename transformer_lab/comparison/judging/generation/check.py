@@ -38,6 +38,18 @@ def checked(name: str, look: Callable[[], str]) -> Check:
         return Check(name, "Nothing.", skipped=str(reason))
 
 
+def require(sound: bool, finding: str) -> None:
+    """Ends the check with this finding unless all is sound."""
+    if not sound:
+        raise Wrong(finding)
+
+
+def require_possible(possible: bool, reason: str) -> None:
+    """Ends the check as not tried unless it is possible here."""
+    if not possible:
+        raise Untried(reason)
+
+
 def asked(what: str, call: Callable[[], Any]) -> Any:
     """call(). An error is a defect, too, but for memory that is not there. what: that was asked for, and of whom."""
     try:

@@ -22,9 +22,14 @@ def sampler_agrees(
     token_ids: N, an end token included. The others as for `resampled`.
     """
     expected = resampled(logits, token_ids, sampling, seed, prompt_ids)
-    decided = [place for place, right in enumerate(expected) if right is not None]
-    wrong = next((place for place in decided if token_ids[place] != expected[place]), None)
-    return (wrong is None if decided else None), wrong
+    wrong = first_wrong(token_ids, expected)
+    return (wrong is None if expected.count(None) < len(expected) else None), wrong
+
+
+def first_wrong(token_ids: Sequence[int], expected: Sequence[int | None]) -> int | None:
+    """The place of the first token that is not the one expected; None expects nothing."""
+    pairs = enumerate(zip(token_ids, expected, strict=True))
+    return next((place for place, (token, right) in pairs if right not in (None, token)), None)
 
 
 def resampled(
