@@ -399,8 +399,10 @@ def test_damaged_small_files(name, damage, folder):
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "y"}}}, ["added_tokens_decoder.x"]),
         ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 50: {"content": "y"}}}, ["added_tokens_decoder.9"]),
         ("tokenizer_config.json", {"added_tokens_decoder": {"400": {"content": 5}}}, ["added_tokens_decoder.400"]),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"999999999999": {"content": "y"}}}, ["gaps", "400"]),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "y"}}}, ["same id 7"]),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"999999999999": {"content": "<y>"}}}, ["'<y>'", "at most"]),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "<y>"}}}, ["same id 7"]),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "y"}}}, ["'y' has id 7 here"]),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"401": {"content": "<y>"}}}, ["would give it 400"]),
         ("tokenizer_config.json", {"add_prefix_space": "yes"}, ["add_prefix_space"]),
         ("tokenizer_config.json", {"eos_token": 5}, ["eos_token"]),
         ("special_tokens_map.json", {"additional_special_tokens": "x"}, ["additional_special_tokens"]),
@@ -417,9 +419,8 @@ def test_wrong_small_files(name, content, words, folder):
 @pytest.mark.parametrize(
     ("token", "token_id", "words"),
     [
-        ("ab", 10**12, ["gaps"]),
-        ("ab", 10**30, ["gaps"]),
-        ("ab", 402, ["gaps", "400"]),
+        ("ab", 10**12, ["'ab'", "at most 10,000,000"]),
+        ("ab", 10**30, ["'ab'", "at most 10,000,000"]),
         ("ab", 5, ["same id 5"]),
         ("ab", -1, ["'ab'", "-1"]),
         ("ab", "400", ["'ab'"]),
@@ -448,10 +449,10 @@ def test_wrong_ids_in_files(token, token_id, words, folder):
 
 def test_a_missing_byte(folder):
     def edit(vocab):
-        vocab["new"] = vocab.pop("Ġ")
+        vocab["new"] = vocab.pop("ÿ")
 
     change(only(folder, "vocab.json", "merges.txt") / "vocab.json", edit)
-    refused(folder, "vocab.json", "0x20")
+    refused(folder, "vocab.json", "0xff")
 
 
 @pytest.mark.parametrize(
@@ -488,16 +489,11 @@ def test_wrong_merges(line, words, folder):
         ("model.merges", [["a", 1]], ["model.merges[0]"]),
         ("model.merges", [["zz", "b"]], ["merges", "'zz'"]),
         ("model.dropout", 0.1, ["model.dropout", "huggingface"]),
-        ("model.byte_fallback", True, ["model.byte_fallback", "huggingface"]),
-        ("model.continuing_subword_prefix", "##", ["model.continuing_subword_prefix"]),
-        ("model.end_of_word_suffix", "</w>", ["model.end_of_word_suffix"]),
         ("model.end_of_word_suffix", {}, ["model.end_of_word_suffix"]),
         ("model.ignore_merges", 1, ["model.ignore_merges"]),
-        ("normalizer", {"type": "Lowercase"}, ["normalizer.type", "Lowercase", "huggingface"]),
+        ("normalizer", {"type": "BertNormalizer"}, ["normalizer.type", "BertNormalizer", "huggingface"]),
         ("normalizer", [], ["normalizer"]),
-        ("pre_tokenizer", None, ["pre_tokenizer"]),
-        ("pre_tokenizer", {"type": "Whitespace"}, ["pre_tokenizer.type", "Whitespace", "huggingface"]),
-        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": []}, ["pre_tokenizer.type"]),
+        ("pre_tokenizer", {"type": "BertPreTokenizer"}, ["pre_tokenizer.type", "BertPreTokenizer", "huggingface"]),
         ("pre_tokenizer", {"type": "Sequence", "pretokenizers": 5}, ["pre_tokenizer.pretokenizers"]),
         ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [5]}, ["pre_tokenizer.pretokenizers[0]"]),
         ("pre_tokenizer.use_regex", "no", ["pre_tokenizer.use_regex"]),
@@ -505,8 +501,10 @@ def test_wrong_merges(line, words, folder):
         ("added_tokens", [5], ["added_tokens[0]"]),
         ("added_tokens", [{"id": "1", "content": "x"}], ["added_tokens[0]"]),
         ("added_tokens", [{"id": 400, "content": ""}], ["added_tokens"]),
-        ("added_tokens", [{"id": 9, "content": "<pad>"}], ["<pad>", "same id 9"]),
-        ("added_tokens", [{"id": 400, "content": "x", "single_word": True}], ["added_tokens[0].single_word"]),
+        ("added_tokens", [{"id": 9, "content": "<pad>"}], ["'<pad>' has id 9 here and 1 in vocab"]),
+        ("added_tokens", [{"id": 400, "content": "<x>", "single_word": 1}], ["added_tokens[0].single_word"]),
+        ("added_tokens", [{"id": 400, "content": "<x>"}] * 2, ["added_tokens", "listed twice"]),
+        ("added_tokens", [{"id": 401, "content": "<x>"}], ["added_tokens", "would give it 400"]),
     ],
 )
 def test_other_kinds_of_tokenizer_json(path, value, words, folder):
@@ -526,35 +524,10 @@ def test_other_kinds_of_tokenizer_json(path, value, words, folder):
         assert "tokenizer.json" in str(error)
 
 
-@pytest.mark.parametrize(
-    "expression",
-    [
-        r"(a|a)*b",
-        r"(\w)",
-        r"[a&&b]",
-        r"\h",
-        "^a",
-        "a.b",
-        "(",
-        "[",
-        r"(?<n>a)",
-        r"(a+)+",
-        r"[a-\p{L}",
-        r"a{2}+",
-        "(?:" * 900 + "a" + ")" * 900,
-    ],
-)
+@pytest.mark.parametrize("expression", [r"(a|a)*b", r"(\w)", "[a&&b]", r"\h", "(", "(?:" * 900 + "a" + ")" * 900])
 def test_splits_that_may_mean_something_else(expression, folder):
-    with pytest.raises(InputFileError, match=r"pre_tokenizer.pattern.Regex.*huggingface"):
+    with pytest.raises(InputFileError, match=r"pre_tokenizer.pretokenizers\[0\].pattern.Regex.*huggingface"):
         with_splits(folder, expression)
-
-
-def test_a_split_that_never_ends(folder, monkeypatch):
-    """Such an expression means the same to both engines, so it is read; on this text it would run for years."""
-    tokenizer, _ = with_splits(folder, r"\s+\s+\s+\s+\s+\s+\d")
-    monkeypatch.setattr("transformer_lab.tokenizers.pre_tokenization._SECONDS", 0.2)
-    with pytest.raises(InputFileError, match="too long to cut this text"):
-        tokenizer.encode(" " * 5000)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"])

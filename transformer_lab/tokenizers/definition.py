@@ -44,7 +44,8 @@ class TokenizerDefinition:
     unk_token: stands for a character that the vocabulary lacks; without one such characters are left out. fuse_unk:
         neighbours of this kind are one such token together.
     byte_fallback: such a character becomes its bytes of UTF-8, written `<0xE2>`, if the vocabulary has them all.
-    ignore_merges: a piece that is a vocabulary entry as a whole becomes that token, whatever the merges say.
+    ignore_merges: a piece that is a vocabulary entry as a whole, and no special one, becomes that token, whatever the
+        merges say.
     continuing_subword_prefix, end_of_word_suffix: written before every character of a piece but the first, and behind
         the last one, before merging; a merge drops the prefix inside.
     """
