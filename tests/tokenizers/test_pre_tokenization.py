@@ -148,7 +148,7 @@ def test_wrong_behaviors_are_noticed():
             {"type": "Split", "pattern": {"String": "a"}, "behavior": "Else"},
             "field pre_tokenizer.behavior: found 'Else'",
         ),
-        ({"type": "Split", "behavior": "Isolated"}, "field pre_tokenizer.pattern: found None"),
+        ({"type": "Split", "behavior": "Isolated"}, "field pre_tokenizer.pattern: found null"),
         ({"type": "Split", "pattern": {"Regex": r"\b"}, "behavior": "Isolated"}, "field pre_tokenizer.pattern.Regex"),
         ({"type": "ByteLevel", "use_regex": "no"}, "field pre_tokenizer.use_regex: expected true or false"),
         ({"type": "Metaspace"}, "field pre_tokenizer.replacement: expected a text"),

@@ -15,6 +15,7 @@ from functools import cache, cached_property
 from typing import Any, Protocol
 
 from transformer_lab.errors import ConfigurationError, InputFileError, shown
+from transformer_lab.tokenizers import published_splits
 from transformer_lab.tokenizers.unicode_versions import all_seen_otherwise, as_ranges, seen_otherwise
 
 # Published expressions have some hundred characters, and count to 3.
@@ -61,7 +62,7 @@ class Expression:
     def findall(self, text: str) -> list[str]:
         """The matches in `text`, in order."""
         try:
-            matches: list[str] = self._for(text).findall(text, timeout=_seconds(text))
+            matches: list[str] = self._for(text).findall(text, timeout=self._seconds(text))
         except TimeoutError:
             raise self._too_slow() from None
         return matches
@@ -70,9 +71,9 @@ class Expression:
         """Where the matches stand in `text`; an empty match counts, unless it stands right behind another match."""
         pattern = self._for(text)
         try:
-            found = [match.span() for match in pattern.finditer(text, timeout=_seconds(text))]
+            found = [match.span() for match in pattern.finditer(text, timeout=self._seconds(text))]
             if any(start == end for start, end in found):
-                found = list(_spans_with_empty_ones(pattern, text))
+                found = list(_spans_with_empty_ones(pattern, text, self._seconds(text)))
         except TimeoutError:
             raise self._too_slow() from None
         return found if text else []
@@ -90,6 +91,18 @@ class Expression:
         """For any text, and slower."""
         return _compiled(_translated(self.source, seen_otherwise()), self.source)
 
+    def _seconds(self, text: str) -> float | None:
+        """How long it may take; None if that need not be watched, which is three times as fast."""
+        return None if self._is_quick else _SECONDS + len(text) / 100_000
+
+    @cached_property
+    def _is_quick(self) -> bool:
+        r"""Whether its time is known to grow with the text and no faster.
+
+        A text of a few hundred spaces can keep `\s+\s+\s+\s+\d` busy for years; alternatives of one part each cannot.
+        """
+        return self.source in published_splits.ALL or all(map(_PART.fullmatch, self.source.split("|")))
+
     def _too_slow(self) -> InputFileError:
         return InputFileError(f"The tokenizer's expression {shown(self.source)} takes too long to cut this text.")
 
@@ -104,16 +117,11 @@ def _word_character() -> Expression:
     return Expression(f"[{WORD_CHARACTERS}]")
 
 
-def _seconds(text: str) -> float:
-    # A text of a few hundred spaces can keep `\s+\s+\s+\s+\d` busy for years.
-    return _SECONDS + len(text) / 100_000
-
-
-def _spans_with_empty_ones(pattern: Any, text: str) -> Iterator[Span]:
+def _spans_with_empty_ones(pattern: Any, text: str, seconds: float | None) -> Iterator[Span]:
     """As Oniguruma walks: behind an empty match it goes on at the next character, and none follows a match directly."""
     position, last_end = 0, -1
     while position <= len(text):
-        match = pattern.search(text, position, timeout=_seconds(text))
+        match = pattern.search(text, position, timeout=seconds)
         if match is None:
             return
         start, end = match.span()

@@ -14,8 +14,7 @@ from functools import cache
 from itertools import chain
 
 from transformer_lab.tokenizers.expressions import Expression
-
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+from transformer_lab.tokenizers.published_splits import GPT2 as GPT2_SPLIT
 
 # The same cut for ASCII text, in the words of the standard library's `re`, which is twice as fast as `regex` but does
 # not know \p{L}. The commonest alternative comes first: the alternatives cannot match at the same place, except the

@@ -16,7 +16,7 @@ from typing import Literal as OneOf
 from transformer_lab.tokenizers.byte_alphabet import to_stand_ins
 from transformer_lab.tokenizers.expressions import WORD_CHARACTERS, Expression, Literal, Span
 from transformer_lab.tokenizers.gpt2_split import gpt2_split
-from transformer_lab.tokenizers.unicode_versions import as_ranges, characters_of_9_to_16
+from transformer_lab.tokenizers.unicode_versions import as_ranges, is_newer
 
 # What becomes of the text that a Split finds: it is left out, stands alone, joins its neighbour, or its like.
 Behavior = OneOf["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
@@ -171,9 +171,11 @@ def _digit() -> Expression:
 
 @cache
 def _punctuation() -> Expression:
-    later = "".join(Expression(r"\p{P}").findall(characters_of_9_to_16()))
-    # U+166D and U+111C9 have not been punctuation since Unicode 12 and 11.
-    return Expression(rf"(?![{as_ranges(''.join(sorted(later)))}])[!-/:-@\[-`{{-~\p{{P}}\u166d𑇉]")
+    above_ascii = "".join(map(chr, chain(range(0x80, 0xD800), range(0xE000, 0x20000))))
+    signs = "".join(Expression(r"\p{P}+").findall(above_ascii))
+    # Two signs have not been punctuation since Unicode 11 and 12.
+    known_to_8 = {sign for sign in signs if not is_newer(ord(sign), 8)} | {"\U000111c9", "\u166d"}
+    return Expression(rf"[!-/:-@\[-`{{-~{as_ranges(''.join(sorted(known_to_8)))}]")
 
 
 @cache

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer_lab.errors import InputFileError, shown
+from transformer_lab.tokenizers import published_splits
 from transformer_lab.tokenizers.definition import BYTE_LEVEL_DECODER, END_OF_TEXT
 from transformer_lab.tokenizers.expressions import Expression
 from transformer_lab.tokenizers.normalization import Lowercase, Replace, UnicodeForm
@@ -26,10 +27,6 @@ _LIKE_GPT2 = {
     "BlenderbotTokenizer": _ROBERTA,
     "DebertaTokenizer": ("[CLS]", "[SEP]", "[UNK]", "[PAD]", "[MASK]"),
 }
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_CLIP_SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLASSES = (*_LIKE_GPT2, "GPTNeoXTokenizer", "Qwen2Tokenizer", "CLIPTokenizer")
 
 
@@ -47,7 +44,7 @@ def rules_of_class(name: str, add_prefix_space: bool | None, file: Path) -> tupl
         parts = {"normalizer": (UnicodeForm("NFC"),), "pre_tokenizer": (ByteLevel(prefix),)}
         return parts, (END_OF_TEXT, "<|padding|>")
     if kind == "Qwen2Tokenizer":
-        split = Split(Expression(_QWEN2_SPLIT))
+        split = Split(Expression(published_splits.QWEN2))
         steps = (split, ByteLevel(prefix, use_regex=False))
         return {"normalizer": (UnicodeForm("NFC"),), "pre_tokenizer": steps}, (END_OF_TEXT,)
     if kind == "CLIPTokenizer":
@@ -65,7 +62,7 @@ def _clip() -> dict[str, Any]:
     no_last_space = {"type": "Strip", "content": " ", "start": 0, "stop": 1}
     return {
         "normalizer": (UnicodeForm("NFC"), Replace(Expression(r"\s+"), " "), Lowercase()),
-        "pre_tokenizer": (Split(Expression(_CLIP_SPLIT), "Removed", invert=True), ByteLevel()),
+        "pre_tokenizer": (Split(Expression(published_splits.CLIP), "Removed", invert=True), ByteLevel()),
         "decoder": {"type": "Sequence", "decoders": [BYTE_LEVEL_DECODER, spaces, no_last_space]},
         "unk_token": END_OF_TEXT,
         "end_of_word_suffix": suffix,

@@ -52,25 +52,22 @@ def is_newer(code: int, version: int) -> bool:
     return place >= 0 and code in newer_than(version)[place]
 
 
-def characters_of_9_to_16() -> str:
-    """The characters that came after Unicode 8 and not after 16."""
-    return "".join(map(chr, chain.from_iterable(chain(_assigned_in()["9"], _assigned_in()["16"]))))
-
-
 class Characters:
     """A set of characters outside ASCII that says fast of most texts that they hold none of them."""
 
     def __init__(self, members: Iterable[str]) -> None:
         self.members = frozenset(members)
-        # `re` looks up the first 65,536 code points in a table, and of others only asks whether it is one.
-        first = "".join(sorted(member for member in self.members if member <= "\uffff"))
-        self._perhaps = re.compile(f"[{re.escape(first)}\U00010000-\U0010ffff]").search
+        # `re` looks up the first 65,536 code points in a table; of others it would try range by range.
+        first = re.escape("".join(sorted(member for member in self.members if member <= "\uffff")))
+        self._first = re.compile(f"[{first}]").search if first else lambda text: None
+        self._first_or_high = re.compile(f"[{first}\U00010000-\U0010ffff]").search
+        self._high = re.compile("[\U00010000-\U0010ffff]").findall
 
     def meet(self, text: str) -> bool:
         """True if `text` holds one of them."""
-        if not self.members or text.isascii() or self._perhaps(text) is None:
+        if not self.members or text.isascii() or self._first_or_high(text) is None:
             return False
-        return not self.members.isdisjoint(text)
+        return self._first(text) is not None or not self.members.isdisjoint(self._high(text))
 
 
 def as_ranges(characters: str) -> str:
