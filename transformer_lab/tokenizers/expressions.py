@@ -138,7 +138,9 @@ def _compiled(expression: str, source: str) -> Any:
 
     try:
         return regex.compile(expression)
-    except (regex.error, RecursionError) as error:  # the second for hundreds of groups inside each other
+    except RecursionError:
+        raise _refusal(source, "hundreds of its groups are inside each other") from None
+    except regex.error as error:
         raise _refusal(source, f"it is wrong: {error}") from None
 
 

@@ -80,7 +80,7 @@ class BytesDecoding:
         return self._utf8.decode(UNKNOWN.encode())
 
     def rest(self) -> str:
-        return UNKNOWN if self._utf8.getstate()[0] else ""
+        return self._utf8.getstate()[0].decode("utf-8", "replace")
 
 
 class TokensDecoding:

@@ -38,8 +38,8 @@ def where_it_lies(end: str, change: Callable[[Stored], Stored], family: str = LL
 def what_is_read(part: str, change: Callable[[np.ndarray], Any]) -> Any:
     """change(array as it is stored) for what is read from tensors with `part` in the name."""
 
-    def wrong(right: Any, stored: Stored, tensors: Any, dtype: Any, advance: Any) -> Any:
-        array = right(stored, tensors, dtype, advance)
+    def wrong(right: Any, stored: Stored, *rest: Any) -> Any:
+        array = right(stored, *rest)
         if not any(part in name for name, _ in stored.parts):
             return array
         changed = np.ascontiguousarray(change(np.array(array.T if stored.transposed else array)), array.dtype)
