@@ -15,7 +15,7 @@ from transformer_lab.generation.generate import Decoding
 from transformer_lab.language_model.arguments import arguments_of
 from transformer_lab.language_model.forward_passes import THIS_CALL, ForwardPasses
 from transformer_lab.language_model.placing import placed
-from transformer_lab.language_model.prompts import Prompt, begun_and_fitting, given_ids
+from transformer_lab.language_model.prompts import Prompt, begun_and_fitting, given_ids, require_possible
 from transformer_lab.language_model.request import Request
 from transformer_lab.language_model.text_stream import TextStream
 from transformer_lab.language_model.token_ids import checked_ids
@@ -135,7 +135,9 @@ class LanguageModel:
         Raises ConfigurationError for text without a tokenizer, ids outside the vocabulary and too many tokens.
         """
         if isinstance(prompt, str):
-            ids = self._needed_tokenizer("read text").encode(prompt)
+            tokenizer = self._needed_tokenizer("read text")
+            require_possible(prompt, self.config.context_length)
+            ids = tokenizer.encode(prompt)
         else:
             ids = given_ids(prompt, self.config.vocab_size)
         return begun_and_fitting(ids, self.config, max_new_tokens)

@@ -73,13 +73,16 @@ def _added_tokens_beside(folder: Path, config: Mapping[str, Any], vocab: Mapping
     if END_OF_TEXT in vocab:
         tokens[END_OF_TEXT] = AddedToken(END_OF_TEXT, vocab[END_OF_TEXT])
 
-    for token, token_id in _vocabulary(
-        _optional_object(folder / "added_tokens.json"), folder / "added_tokens.json", ""
-    ).items():
+    added_file = folder / "added_tokens.json"
+    beside = _vocabulary(_optional_object(added_file), added_file, "")
+    require_few(len(beside), MOST_ADDED_TOKENS, added_file, "added_tokens")
+    for token, token_id in beside.items():
         tokens[token] = AddedToken(token, token_id, special=False, normalized=True)
 
     field = "added_tokens_decoder"
-    for key, entry in _object(config.get(field, {}), config_file, field).items():
+    listed = _object(config.get(field, {}), config_file, field)
+    require_few(len(listed), MOST_ADDED_TOKENS, config_file, field)
+    for key, entry in listed.items():
         where = f"{field}.{shown(key)[1:-1]}"
         if not (key.isascii() and key.isdigit() and len(key) <= 15):
             message = f"{config_file}, field {where}: the key must be a token id."
