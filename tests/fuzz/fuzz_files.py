@@ -11,6 +11,7 @@ and of clean loads per kind and the growth of memory; exits with 1 and the way t
 import argparse
 import copy
 import json
+import os
 import random
 import resource
 import shutil
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import save
 
 import transformer_lab as lab
 from transformer_lab.checkpoints import (
@@ -195,6 +197,12 @@ def whole(rng):
     return template(rng.choice([GPT2, LLAMA]), dtype=rng.choice(["float32", "float16", "bfloat16"]))
 
 
+def header_and_rest(data):
+    """The header of a safetensors file as an object, and the bytes behind it."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
 def read_all(folder):
     """Everything that reads a model folder."""
     inspect_folder(folder)
@@ -209,8 +217,7 @@ def safetensors_kind(rng, folder):
     """Damage in the header, in the length before it, or anywhere. What passes must pass safetensors' own reader too."""
     files = dict(whole(rng))
     data = files["model.safetensors"]
-    length = int.from_bytes(data[:8], "little")
-    header, tensors = json.loads(data[8 : 8 + length]), data[8 + length :]
+    header, tensors = header_and_rest(data)
     chance = rng.random()
     if chance < 0.6:
         if rng.random() < 0.3:  # another dtype in one entry, of the right size now and then
@@ -425,6 +432,107 @@ def merges_kind(rng, folder):
     return lambda: try_tokenizer(load_tokenizer_folder(folder, kind))
 
 
+def lora_template():
+    """The two files of an adapter for TALKING_GPT2, made once."""
+    if "lora" not in TEMPLATES:
+        name = "base_model.model.transformer.h.0.attn.c_attn.lora_{}.weight"
+        shapes_of = {name.format("A"): (2, 8), name.format("B"): (24, 2)}
+        fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["c_attn"], "use_rslora": False}
+        fields |= {
+            "use_dora": False,
+            "bias": "none",
+            "fan_in_fan_out": True,
+            "rank_pattern": {},
+            "modules_to_save": None,
+        }
+        fields |= {"init_lora_weights": True, "base_model_name_or_path": "base", "revision": None}
+        TEMPLATES["lora"] = {
+            "adapter_config.json": json.dumps(fields).encode(),
+            "adapter_model.safetensors": save({key: np.ones(shape, np.float32) for key, shape in shapes_of.items()}),
+        }
+    return dict(TEMPLATES["lora"])
+
+
+def adapter_kind(rng, folder):
+    """A LoRA adapter beside its model, with damage in one of its two files."""
+    files = template(TALKING_GPT2, dtype="float32") | lora_template()
+    name = rng.choice(list(lora_template()))
+    if name.endswith(".json"):
+        fields = json.loads(files[name])
+        fields[rng.choice([*fields, "a_new_field", "lora_dropout", "inference_mode"])] = odd(rng)
+        files[name] = dumped(rng, damage(rng, fields) if rng.random() < 0.3 else fields)
+    elif rng.random() < 0.6:
+        header, tensors = header_and_rest(files[name])
+        text = dumped(rng, damage(rng, header))
+        files[name] = len(text).to_bytes(8, "little") + text + tensors
+    else:
+        files[name] = damage_bytes(rng, files[name])
+    put(folder, files)
+    return lambda: read_all(folder)
+
+
+# Files that lie beside the others, whatever reads them, and what stands in them.
+BESIDE = {
+    "generation_config.json": {"eos_token_id": [2, 3], "bos_token_id": 1, "temperature": 0.7, "do_sample": True},
+    "tokenizer_config.json": {
+        "tokenizer_class": "GPT2Tokenizer", "bos_token": "<|endoftext|>", "eos_token": ADDED, "add_bos_token": True,
+        "added_tokens_decoder": {"270": ADDED | {"content": "<think>"}}, "chat_template": "{{ messages }}",
+        "extra_special_tokens": {"a": "<a>"}, "additional_special_tokens": ["<b>"], "model_max_length": 1e30,
+    },
+    "added_tokens.json": {"<new>": 270, "b": 1},
+    "special_tokens_map.json": {"pad_token": "<pad>", "eos_token": ADDED, "additional_special_tokens": ["<c>"]},
+    "adapter_config.json": {"peft_type": "LORA", "r": 2, "base_model_name_or_path": "nothing"},
+    "adapter_model.safetensors": {},
+}  # fmt: skip
+HUGE = 60_000_000  # bytes
+
+
+def beside_kind(rng, folder):
+    """The small files beside a model and its tokenizer: damaged, huge, deep, full, or no files at all."""
+    files = template(rng.choice([TALKING_GPT2, TALKING_LLAMA]), dtype="float32") | tokenizer_template()
+    if rng.random() < 0.5:
+        del files["tokenizer.json"]  # then vocab.json and merges.txt count, and more of the small files
+    name = rng.choice([name for name in BESIDE if "adapter" not in name or rng.random() < 0.5])
+    value = BESIDE[name]
+    chance = rng.random()
+    if chance < 0.5:
+        files[name] = dumped(rng, damage(rng, value))
+    elif chance < 0.6:
+        files[name] = json.dumps(odd(rng)).encode()
+    elif chance < 0.7:
+        files[name] = rng.choice([b"", b"\0", b"\xef\xbb\xbf{}", b"[]", b"null", b'{"a": 1} x', b"\xff" * 9, b'"' * 99])
+    elif chance < 0.75:
+        entry = rng.choice(['"<%d>": %d', '"%d": {"content": "%d", "id": 3}', '"%d": [%d]', '"%d": "%d"'])
+        count = rng.choice([49_999, 60_000, 700_000])
+        files[name] = ("{" + ", ".join(entry % (n, n) for n in range(count)) + "}").encode()
+    elif chance < 0.78:
+        depth = rng.choice([100, 1000, 1_000_000])
+        files[name] = b'{"a":' * depth + b"1" + b"}" * depth
+    put(folder, files)
+    path = folder / name
+    if chance >= 0.78:
+        path.unlink(missing_ok=True)
+        rng.choice(
+            [
+                path.mkdir,
+                lambda: os.mkfifo(path),
+                lambda: path.symlink_to("nowhere"),
+                lambda: path.symlink_to(path.name),
+                lambda: path.symlink_to("/dev/zero"),
+                lambda: [path.touch(), os.truncate(path, HUGE)],
+            ]
+        )()
+    kind = rng.choice(["byte_bpe", "huggingface"])
+
+    def load():
+        inspect_folder(folder)
+        model = lab.load_model(folder, tokenizer=kind)
+        if model.tokenizer is not None:
+            try_tokenizer(model.tokenizer)
+
+    return load
+
+
 def folder_kind(rng, folder):
     """A whole model with its tokenizer and damage in one file, by the way that a user takes: lab.load_model."""
     config = rng.choice([TALKING_GPT2, TALKING_LLAMA])
@@ -460,6 +568,8 @@ def folder_kind(rng, folder):
 
 
 KINDS = {
+    "adapter": adapter_kind,
+    "beside": beside_kind,
     "safetensors": safetensors_kind,
     "config": config_kind,
     "index": index_kind,
@@ -495,6 +605,7 @@ def check(kind, seed, folder, plant=False):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--rounds", type=int, default=None, help="cases of each kind, instead of a time")
     parser.add_argument("--seed", type=int, default=None, help="the first case; they count up from it")
     parser.add_argument("--only", choices=sorted(KINDS))
     parser.add_argument("--plant", action="store_true", help="take every refusal for a failure, to test this script")
@@ -504,7 +615,9 @@ def main():
     outcomes, failures, first, start = Counter(), 0, seed, time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         before = peak_bytes()
-        while time.monotonic() - start < options.seconds and not failures:
+        while not failures and (
+            time.monotonic() - start < options.seconds if options.rounds is None else seed - first < options.rounds
+        ):
             for kind in kinds:
                 folder = Path(scratch) / "case"
                 folder.mkdir()

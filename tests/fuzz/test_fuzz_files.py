@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FUZZER = Path(__file__).parent / "fuzz_files.py"
-KINDS = ("config", "folder", "index", "merges.txt", "safetensors", "tokenizer.json")
+KINDS = ("adapter", "beside", "config", "folder", "index", "merges.txt", "safetensors", "tokenizer.json")
 
 
 def run(*arguments, timeout=120):
@@ -21,8 +21,8 @@ def run(*arguments, timeout=120):
     )
 
 
-def test_a_few_seconds_of_damaged_files():
-    done = run("--seconds", "5", "--seed", "1")
+def test_a_few_damaged_files_of_each_kind():
+    done = run("--rounds", "25", "--seed", "60")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 failures" in done.stdout
     for kind in KINDS:

@@ -119,6 +119,18 @@ def test_prompts_that_do_not_fit(model):
             model.stream(several, 3)
 
 
+def test_a_text_that_cannot_fit_is_not_cut_into_tokens(model, monkeypatch):
+    """A text of 60 MB would take gigabytes, only to be refused."""
+    monkeypatch.setattr(model, "tokenizer", None)
+    with refused("no tokenizer"):
+        model.generate("word " * 10**6)
+    monkeypatch.setattr(model, "tokenizer", object())  # nothing is asked of it
+    with refused(r"^The prompt has 5,000,000 characters, more than 256 for .* holds, 24\. Shorten the prompt\.$"):
+        model.generate("word " * 10**6)
+    with refused(r"^The prompt has 6,145 characters"):
+        model.stream("a" * (24 * 256 + 1))
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

@@ -15,7 +15,7 @@ from transformer_lab.generation.generate import Decoding
 from transformer_lab.language_model.arguments import arguments_of
 from transformer_lab.language_model.forward_passes import THIS_CALL, ForwardPasses
 from transformer_lab.language_model.placing import placed
-from transformer_lab.language_model.prompts import Prompt, begun_and_fitting, given_ids
+from transformer_lab.language_model.prompts import Prompt, begun_and_fitting, given_ids, require_possible
 from transformer_lab.language_model.request import Request
 from transformer_lab.language_model.text_stream import TextStream
 from transformer_lab.language_model.token_ids import checked_ids
@@ -162,6 +162,7 @@ class LanguageModel:
         """
         if isinstance(prompt, str):
             tokenizer = self._needed_tokenizer("read text")
+            require_possible(prompt, self.config.context_length)
             ids = tokenizer.encode(prompt, allow_special=special)
             ids = tokenizer.template.around(ids) if template else ids
         else:

@@ -11,6 +11,9 @@ from transformer_lab.model.config import ModelConfig
 
 Prompt = str | Sequence[int]
 
+# The longest tokens of published vocabularies are runs of 128 letters or spaces, and few prompts are made of these.
+MOST_LETTERS_PER_TOKEN = 256
+
 
 def several_prompts(prompt: Any) -> bool:
     """Whether this is a list of prompts: a list of texts or of lists of ids, and not one text or one list of ids."""
@@ -33,6 +36,16 @@ def given_ids(prompt: Any, vocab_size: int) -> list[int]:
     if len(rows) != 1:
         raise ConfigurationError(message)
     return list(rows[0].tolist())
+
+
+def require_possible(text: str, context_length: int) -> None:
+    """Refuses a text that cannot fit into the context, before it is cut into tokens: 60 MB of it would take 3 GB."""
+    if len(text) > MOST_LETTERS_PER_TOKEN * context_length:
+        message = (
+            f"The prompt has {len(text):,} characters, more than {MOST_LETTERS_PER_TOKEN} for each token that the "
+            f"context of this model holds, {context_length}. Shorten the prompt."
+        )
+        raise ConfigurationError(message)
 
 
 def begun_and_fitting(ids: list[int], config: ModelConfig, max_new_tokens: int) -> list[int]:

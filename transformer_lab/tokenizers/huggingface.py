@@ -7,7 +7,7 @@ breaks special tokens with letters outside ASCII.
 
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import Any
 
 import tokenizers
 
-from transformer_lab.errors import ConfigurationError, InputFileError, printable, shown
+from transformer_lab.errors import ConfigurationError, InputFileError, printable
 from transformer_lab.tokenizers.byte_alphabet import from_stand_ins
 from transformer_lab.tokenizers.decoding import Rule, decoder_rules
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
-from transformer_lab.tokenizers.json_fields import require_few
+from transformer_lab.tokenizers.library_limits import require_lasting, require_survivable
 from transformer_lab.tokenizers.original_files import save_files
 from transformer_lab.tokenizers.pre_tokenization import replace_lone_surrogates
 from transformer_lab.tokenizers.saving import rendered
@@ -32,9 +32,7 @@ from transformer_lab.tokenizers.stream_decoder import (
 )
 from transformer_lab.tokenizers.text_template import TextTemplate
 from transformer_lab.tokenizers.token_ids import checked_token_ids
-from transformer_lab.tokenizers.tokenizer_json import MOST_MERGES, read_tokenizer_json_object, to_tokenizer_json
-
-LARGEST_ID = 10_000_000  # far above any vocabulary
+from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json_object, to_tokenizer_json
 
 
 class HuggingFaceTokenizer:
@@ -53,9 +51,10 @@ class HuggingFaceTokenizer:
     @classmethod
     def from_tokenizer_json(cls, data: dict[str, Any], file: Path) -> "HuggingFaceTokenizer":
         """From a parsed tokenizer.json of any kind; InputFileError if the library cannot read it."""
-        _require_safe_merges(data.get("model"), file)
-        _require_small_ids(data, file)
-        return cls(_parse(json.dumps(data), str(file)))
+        require_survivable(data, file)
+        tokenizer = _parse(json.dumps(data), str(file))
+        require_lasting(_normalized_tokens(tokenizer, file), file)
+        return cls(tokenizer)
 
     @classmethod
     def from_definition(cls, definition: TokenizerDefinition) -> "HuggingFaceTokenizer":
@@ -184,39 +183,14 @@ class HuggingFaceTokenizer:
         return None if decoder is None else json.loads(decoder.__getstate__())
 
 
-def _require_safe_merges(model: object, file: Path) -> None:
-    """Refuses merges that would make the library take half a gigabyte, or end the process.
-
-    It cuts as many bytes as continuing_subword_prefix has from the second token of every merge, without looking; cut
-    inside a character, that is no text any more, which version 0.23 does not survive.
-    """
-    merges = model.get("merges") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or not isinstance(merges, list):
-        return
-    require_few(len(merges), MOST_MERGES, file, "model.merges")
-    prefix = model.get("continuing_subword_prefix")
-    if not isinstance(prefix, str) or not prefix:
-        return
-    for number, entry in enumerate(merges):
-        pair = entry.split(" ") if isinstance(entry, str) else entry
-        right = pair[-1] if isinstance(pair, list) and pair else None
-        if isinstance(right, str) and not right.startswith(prefix):
-            message = f"{file}, field model.merges[{number}]: {shown(right)} does not begin with {shown(prefix)}."
-            raise InputFileError(message)
-
-
-def _require_small_ids(data: Mapping[str, Any], file: Path) -> None:
-    """The library makes a list of all ids that no token has: 8 GB for an id of two thousand million."""
-    model, added = data.get("model"), data.get("added_tokens")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    found = list(vocab.items()) if isinstance(vocab, dict) else []
-    if isinstance(added, list):
-        found += [(token.get("content"), token.get("id")) for token in added if isinstance(token, dict)]
-    for text, token_id in found:
-        if isinstance(token_id, int) and token_id > LARGEST_ID:
-            given = f"the id of {shown(text)} is {shown(token_id)}"
-            message = f"{file}, field model.vocab: {given}; at most {LARGEST_ID:,} is read."
-            raise InputFileError(message)
+def _normalized_tokens(tokenizer: tokenizers.Tokenizer, file: Path) -> Iterator[tuple[str, str]]:
+    """(content, what normalization makes of it) of the added tokens that are looked for after normalization."""
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if token.normalized and tokenizer.normalizer is not None:
+            try:
+                yield token.content, tokenizer.normalizer.normalize_str(token.content)
+            except BaseException as error:
+                raise _refused(error, str(file)) from None
 
 
 def _parse(text: str, name: str) -> tokenizers.Tokenizer:
