@@ -61,7 +61,8 @@ def with_tokenizer_config(data: Mapping[str, Any], folder: Path) -> dict[str, An
     if not isinstance(data.get("model"), dict) or not isinstance(listed, list | None):
         return dict(data)  # for whoever reads it to refuse
     added = [dict(token) if isinstance(token, dict) else token for token in listed or []]
-    by_text = {token.get("content"): token for token in added if isinstance(token, dict)}
+    texts = [token.get("content") if isinstance(token, dict) else None for token in added]
+    by_text = {text: token for text, token in zip(texts, added, strict=True) if isinstance(text, str)}
     vocab = data["model"].get("vocab")
     vocab = vocab if isinstance(vocab, dict) else {}
     ids = [token_id for token in by_text.values() if type(token_id := token.get("id")) is int]
