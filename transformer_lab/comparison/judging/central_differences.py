@@ -21,4 +21,4 @@ def contradicted(terms: Callable[[float], np.ndarray], gradient: float, step: fl
     if abs(coarse - gradient) <= slack:
         return None
     fine = slope(FINER * step)
-    return None if abs(fine - gradient) <= slack + 2.0 * abs(fine - coarse) else fine
+    return None if abs(fine - gradient) <= slack + abs(fine - coarse) else fine
