@@ -54,7 +54,11 @@ def read_bytes(file: Path) -> bytes:
 
 def read_json_object(file: Path) -> dict[str, Any]:
     """The JSON object in `file`; an InputFileError if it is damaged or something else."""
-    data = read_bytes(file)
+    return json_object(read_bytes(file), file)
+
+
+def json_object(data: bytes, file: Path) -> dict[str, Any]:
+    """The same of what was read; `file` is its name for messages."""
     if len(data) - len(data.translate(None, delete=b"[{,:")) > MOST_VALUES:  # quicker than counting each of them
         message = f"{file} holds more than {MOST_VALUES:,} values, which no tokenizer file needs."
         raise InputFileError(message)
