@@ -80,25 +80,13 @@ def _merges(value: object, file: Path) -> Iterator[list[str]]:
 
 def _tokens(entries: list[Any], start: int, file: Path) -> list[str]:
     """The tokens of some merges in a row; start: the number of the first."""
-    tokens = _tokens_of_texts(entries) or _tokens_of_lists(entries)
-    if len(tokens) != 2 * len(entries):
-        tokens = [token for number, entry in enumerate(entries, start) for token in _merge(entry, number, file)]
-    return tokens
-
-
-def _tokens_of_texts(entries: list[Any]) -> list[str]:
-    """The tokens of merges in a row; [] if one is no text, or has not one space."""
-    if set(map(type, entries)) != {str} or set(map(str.count, entries, repeat(" "))) != {1}:
-        return []
-    return "\0".join(entries).replace(" ", "\0").split("\0")  # too many, if a null character stands in one
-
-
-def _tokens_of_lists(entries: list[Any]) -> list[str]:
-    """The same of lists; [] if one is no list of two texts."""
-    if set(map(type, entries)) != {list} or set(map(len, entries)) != {2}:
-        return []
-    tokens = list(chain.from_iterable(entries))
-    return tokens if set(map(type, tokens)) == {str} else []
+    pairs = list(map(str.split, entries, repeat(" "))) if set(map(type, entries)) == {str} else entries
+    if set(map(type, pairs)) == {list} and set(map(len, pairs)) == {2}:
+        tokens = list(chain.from_iterable(pairs))
+        if set(map(type, tokens)) == {str}:
+            return tokens
+    # Of both forms, or one is wrong.
+    return [token for number, entry in enumerate(entries, start) for token in _merge(entry, number, file)]
 
 
 def _merge(entry: object, number: int, file: Path) -> tuple[str, str]:
