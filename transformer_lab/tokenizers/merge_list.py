@@ -12,7 +12,7 @@ from typing import Any
 from transformer_lab.errors import ConfigurationError, shown
 
 # So many merges are looked up at a time: few enough that their texts stay in the processor's cache, and that the memory
-# of one section serves the next. All at once takes a third longer.
+# of one section serves the next. All at once takes a quarter longer.
 SECTION = 1024
 
 
