@@ -16,7 +16,7 @@ from transformer_lab.errors import ConfigurationError, InputFileError
 from transformer_lab.tokenizers import BPE, ByteBPE, load_tokenizer
 from transformer_lab.tokenizers import bpe as bpe_module
 from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json_object
-from transformer_lab.tokenizers.word_cuts import word_cut
+from transformer_lab.tokenizers.word_cuts import word_cuts
 
 CORPUS = [
     *[
@@ -281,14 +281,12 @@ def test_whole_pieces_forge_no_special_token():
 
 
 @pytest.mark.parametrize("name", ["Llama 2", "Mistral", "Gemma", "spaces as they are"])
-def test_long_pieces_are_cut_into_words(name, monkeypatch):
+def test_texts_are_cut_into_words(name):
     ours, library = pair(name)
-    assert ours._words is not None
+    assert ours._cuts
     text = long_text(4, 3000)
     assert ours.encode(text) == library_ids(library, text)
-    monkeypatch.setattr(bpe_module, "_CACHE_LENGTH", 0)
-    for text in CORPUS:
-        assert BPE(ours.definition).encode(text) == library_ids(library, text)
+    assert max(len(piece) for piece in ours._cache) < 100
 
 
 @pytest.mark.parametrize(
@@ -297,7 +295,7 @@ def test_long_pieces_are_cut_into_words(name, monkeypatch):
 def test_where_nothing_is_known_of_words_none_are_cut(name):
     ours, _ = pair(name)
     expected = name == "some bytes are missing"  # an unk_token stands for what has no bytes
-    assert (ours._words is not None) == expected
+    assert bool(ours._cuts) == expected
 
 
 def test_a_merge_across_words_is_respected(monkeypatch):
@@ -308,11 +306,77 @@ def test_a_merge_across_words_is_respected(monkeypatch):
         vocab.setdefault(left + right, len(vocab))
         merges.insert(0, [left, right])
     ours, library = both(data)
-    assert ours._words(">▁▁<a▁b>▁<c") == [">▁▁<a", "▁b>▁<c"]
+    assert ours._cuts[0](">▁▁<a▁b>▁<c") == [">▁▁<a", "▁b>▁<c"]
     text = "a > <td> b > < c  > <" * 20
     assert ours.encode(text) == library_ids(library, text)
-    monkeypatch.setattr(bpe_module, "word_cut", lambda definition: word_cut(pair("Gemma")[0].definition))
+    monkeypatch.setattr(bpe_module, "word_cuts", lambda definition: word_cuts(pair("Gemma")[0].definition))
     assert BPE(ours.definition).encode(text) != library_ids(library, text)
+
+
+def with_all_of_ascii(without="", more_merges=()):
+    """Llama 2's kind with every character of ASCII but one, and no merge that mixes letters, digits and signs."""
+    data = copy.deepcopy(trained("Llama 2"))
+    model = data["model"]
+    for character in map(chr, range(0x21, 0x7F)):
+        model["vocab"].setdefault(character, len(model["vocab"]))
+    numbers = sorted(model["vocab"], key=model["vocab"].get)
+    model["vocab"] = {token: number for number, token in enumerate(token for token in numbers if token != without)}
+    model["merges"] = [pair for pair in model["merges"] if len(set(map(kind_of, "".join(pair))) - {"other"}) < 2]
+    for left, right in more_merges:
+        model["vocab"].setdefault(left + right, len(model["vocab"]))
+        model["merges"].append([left, right])
+    return both(data)
+
+
+def kind_of(character):
+    if not "!" <= character <= "~":
+        return "other"
+    return "letter" if character.isalpha() else "digit" if character.isdigit() else "sign"
+
+
+SIGNS = [*"aking09.,(_~!", "é", "▁", "▁", "\n", "你", "🙂", " the", "king"]
+of_signs = strategies.lists(strategies.sampled_from(SIGNS)).map("".join)
+
+
+def test_words_are_cut_into_parts():
+    ours, library = with_all_of_ascii(more_merges=[("(", "("), (".", "é"), ("1", "2"), ("é", "9")])
+    words, parts = ours._cuts
+    assert words("▁the_king's▁x") == ["▁the_king's", "▁x"]
+    assert parts("▁the_king's((12)é9.5é(aé") == ["▁the", "_", "king", "'", "s", "((", "12", ")é9", ".", "5é(", "aé"]
+    assert parts("") == []
+    text = long_text(5, 1000)
+    assert ours.encode(text) == library_ids(library, text)
+    assert {"▁'", "s", "▁'s"} <= ours._cache.keys()
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=of_signs | any_text)
+def test_parts_have_no_gaps_and_the_same_ids(text):
+    ours, library = all_of_ascii()
+    assert all("".join(cut(text)) == text and all(cut(text)) for cut in ours._cuts)
+    assert ours.encode(text) == library_ids(library, text)
+
+
+@functools.cache
+def all_of_ascii():
+    return with_all_of_ascii()
+
+
+@pytest.mark.parametrize("merge", [("n", "g."), (".", "k"), ("g", "9"), ("0", "a"), ("9", "("), ("_", "1")])
+def test_a_merge_across_parts_is_respected(merge, monkeypatch):
+    """One token that mixes is enough: no part is cut, and cutting all the same would be noticed."""
+    merges = [("g", ".")] if merge[1] == "g." else []
+    ours, library = with_all_of_ascii(more_merges=[*merges, merge])
+    assert len(ours._cuts) == 1
+    text = f"a{merge[0]}{merge[1]}b " * 3
+    assert ours.encode(text) == library_ids(library, text)
+    monkeypatch.setattr(bpe_module, "word_cuts", lambda definition: word_cuts(all_of_ascii()[0].definition))
+    assert BPE(ours.definition).encode(text) != library_ids(library, text)
+
+
+def test_parts_are_not_cut_beside_a_character_without_a_token():
+    assert len(with_all_of_ascii()[0]._cuts) == 2
+    assert len(with_all_of_ascii(without="~")[0]._cuts) == 1
 
 
 # Added tokens

@@ -102,11 +102,17 @@ def test_a_definition_written_anew_has_the_same_ids(folder):
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_loading_is_nearly_as_fast_as_the_librarys(folder):
     """Interleaved, in processor time, so that a busy machine favours nobody. Small files may take longer."""
-    ratios = []
+    loading, first_ids = [], []
     for _ in range(5):
         begin = time.process_time()
-        load_tokenizer(folder).encode("Hello world")
+        ours = load_tokenizer(folder)
+        loaded = time.process_time()
+        ours.encode("Hello world, wyrstest of all")
         between = time.process_time()
-        tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode("Hello world")
-        ratios.append((between - begin) / (time.process_time() - between))
-    assert statistics.median(ratios) < (2.0 if (folder / "tokenizer.json").stat().st_size > 5e6 else 4.0)
+        tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode("Hello world, wyrstest of all")
+        library = time.process_time() - between
+        loading.append((loaded - begin) / library)
+        first_ids.append((between - begin) / library)
+    large = (folder / "tokenizer.json").stat().st_size > 5e6
+    assert statistics.median(loading) < (1.5 if large else 3.0)
+    assert statistics.median(first_ids) < (2.0 if large else 4.0)

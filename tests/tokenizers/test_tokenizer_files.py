@@ -603,6 +603,18 @@ def test_an_id_for_which_the_library_would_take_gigabytes(place, tmp_path):
         load_tokenizer(tmp_path, "huggingface")
 
 
+@pytest.mark.parametrize("value", [[0] * 9, [[]] * 4, [{}] * 4, {"a": 1, "b": 2, "c": 3, "d": 4}])
+def test_a_file_of_more_values_than_any_tokenizer_has(value, tmp_path, monkeypatch):
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps({"values": value}))
+    count = sum(map(file.read_text().count, "[{,:"))
+    monkeypatch.setattr(tokenizer_files, "MOST_VALUES", count)
+    assert tokenizer_files.read_json_object(file) == {"values": value}
+    monkeypatch.setattr(tokenizer_files, "MOST_VALUES", count - 1)
+    with pytest.raises(InputFileError, match=f"some.json holds more than {count - 1} values"):
+        tokenizer_files.read_json_object(file)
+
+
 def test_special_tokens_outside_ascii(folder):
     def edit(data):
         data["added_tokens"].append({"id": 400, "content": "<|é▁|>", "special": True, "normalized": False, **FLAGS})

@@ -8,8 +8,9 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from transformer_lab.errors import InputFileError
-from transformer_lab.tokenizers import TOKENIZER_KINDS, load_tokenizer, train_tokenizer
+from transformer_lab.tokenizers import TOKENIZER_KINDS, load_tokenizer, loading, train_tokenizer
 from transformer_lab.tokenizers.text_template import TextTemplate, text_template
+from transformer_lab.tokenizers.tokenizer_config import with_tokenizer_config
 
 TEXT = "the old king said to the old man: the king is old"
 BOS = [("<s>", 0)]
@@ -108,6 +109,22 @@ def test_a_tokenizer_gives_its_folder_back(name, kind, tmp_path):
     assert saved == {path.name: path.read_bytes() for path in folder.iterdir()}
     load_tokenizer(folder, kind).save(folder)
     assert saved == {path.name: path.read_bytes() for path in folder.iterdir()}, "saved into its own folder"
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+def test_what_is_given_back_is_what_was_understood(kind, tmp_path, monkeypatch):
+    """The file is read once: one that is written anew while it is loaded must not be given back in its place."""
+    folder = folder_of(tmp_path / "before", FAST)
+    before = (folder / "tokenizer.json").read_bytes()
+
+    def understood(*arguments):
+        (folder / "tokenizer.json").write_bytes(b"{}")
+        return with_tokenizer_config(*arguments)
+
+    monkeypatch.setattr(loading, "with_tokenizer_config", understood)
+    load_tokenizer(folder, kind).save(tmp_path / "again")
+    assert (folder / "tokenizer.json").read_bytes() == b"{}"
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)

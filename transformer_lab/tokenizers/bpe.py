@@ -40,7 +40,7 @@ from transformer_lab.tokenizers.saving import rendered
 from transformer_lab.tokenizers.stream_decoder import BytesDecoding, StreamDecoder, TokensDecoding
 from transformer_lab.tokenizers.text_template import TextTemplate
 from transformer_lab.tokenizers.token_ids import checked_token_ids
-from transformer_lab.tokenizers.word_cuts import word_cut
+from transformer_lab.tokenizers.word_cuts import Cut, word_cuts
 
 # Text repeats its words, so the ids of each piece are remembered. At most this many pieces of at most this many
 # characters, some 30 MB; when full, the cache starts afresh, which costs one slow encounter per piece.
@@ -152,15 +152,15 @@ class BPE:
         return pre_tokenize(cuts)
 
     def _encode_piece(self, piece: str) -> tuple[int, ...]:
-        if len(piece) > _CACHE_LENGTH and self._words is not None:
-            words = self._words(piece)
-            if len(words) > 1:
-                return tuple(chain.from_iterable(map(self._cache.__getitem__, words)))
+        for cut in self._cuts:
+            parts = cut(piece)
+            if len(parts) > 1:
+                return tuple(chain.from_iterable(map(self._cache.__getitem__, parts)))
         return tuple(self._merger(to_stand_ins(piece.encode("utf-8")) if self._cuts_bytes else piece))
 
     @cached_property
-    def _words(self) -> Callable[[str], list[str]] | None:
-        return None if self.definition.writes_bytes else word_cut(self.definition)
+    def _cuts(self) -> list[Cut]:
+        return [] if self.definition.writes_bytes else word_cuts(self.definition)
 
     # Decoding
 

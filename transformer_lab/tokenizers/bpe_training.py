@@ -26,8 +26,9 @@ from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.byte_alphabet import BYTE_OF_CHARACTER, CHARACTER_OF_BYTE
 from transformer_lab.tokenizers.byte_bpe import ByteBPE
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
-from transformer_lab.tokenizers.gpt2_split import gpt2_split, last_safe_cut, sections
+from transformer_lab.tokenizers.gpt2_split import gpt2_split
 from transformer_lab.tokenizers.pre_tokenization import replace_lone_surrogates
+from transformer_lab.tokenizers.safe_cuts import last_safe_cut, sections
 
 _log = logging.getLogger(__name__)
 

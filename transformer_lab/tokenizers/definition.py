@@ -128,13 +128,14 @@ def _check_text(definition: TokenizerDefinition) -> None:
 
 def _check_ids(definition: TokenizerDefinition) -> None:
     """Ids are whole numbers, used once, and none is so large that a list of all would fill the memory."""
-    ids = {**{token.text: token.id for token in definition.added_tokens}, **definition.vocab}
-    values = ids.values()
+    vocab = definition.vocab
+    added = {token.text: token.id for token in definition.added_tokens if token.text not in vocab}
+    values = [*vocab.values(), *added.values()]
     right = set(map(type, values)) <= {int} and len(set(values)) == len(values)
     if right and min(values, default=0) >= 0 and max(values, default=0) <= LARGEST_ID:
         return
     token_of_id: dict[int, str] = {}
-    for token, token_id in ids.items():
+    for token, token_id in (*added.items(), *vocab.items()):
         if type(token_id) is not int or token_id < 0:
             message = f"vocab: the id of {shown(token)} is {shown(token_id)}, expected a whole number from 0 on."
             raise ConfigurationError(message)

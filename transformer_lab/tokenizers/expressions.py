@@ -9,13 +9,16 @@ An expression from a stranger is bounded: in length, in how often it repeats, an
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 from transformer_lab.errors import ConfigurationError, InputFileError, shown
 from transformer_lab.tokenizers import published_splits
+from transformer_lab.tokenizers.ascii_splits import on_ascii
+from transformer_lab.tokenizers.safe_cuts import sections
 from transformer_lab.tokenizers.unicode_versions import all_seen_otherwise, as_ranges, seen_otherwise
 
 # Published expressions have some hundred characters, and count to 3.
@@ -61,10 +64,16 @@ class Expression:
 
     def findall(self, text: str) -> list[str]:
         """The matches in `text`, in order."""
+        if self.source in published_splits.ALL:
+            return list(chain.from_iterable(map(self._in_section, sections(text))))
         try:
             matches: list[str] = self._for(text).findall(text, timeout=self._seconds(text))
         except TimeoutError:
             raise self._too_slow() from None
+        return matches
+
+    def _in_section(self, section: str) -> list[str]:
+        matches: list[str] = self._on_ascii(section) if section.isascii() else self._for(section).findall(section)
         return matches
 
     def spans(self, text: str) -> list[Span]:
@@ -85,6 +94,10 @@ class Expression:
     def _usual(self) -> Any:
         """For text whose characters the installed `regex` sees as Unicode 16 did."""
         return _compiled(_translated(self.source, {}), self.source)
+
+    @cached_property
+    def _on_ascii(self) -> Callable[[str], list[str]]:
+        return on_ascii(self.source)
 
     @cached_property
     def _exact(self) -> Any:

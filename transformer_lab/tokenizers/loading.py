@@ -21,7 +21,7 @@ from transformer_lab.tokenizers.interface import Tokenizer
 from transformer_lab.tokenizers.original_files import original_files
 from transformer_lab.tokenizers.text_template import text_template
 from transformer_lab.tokenizers.tokenizer_config import with_tokenizer_config
-from transformer_lab.tokenizers.tokenizer_files import read_json_object
+from transformer_lab.tokenizers.tokenizer_files import json_object
 from transformer_lab.tokenizers.tokenizer_json import read_tokenizer_json_object
 from transformer_lab.tokenizers.vocab_and_merges import read_merges, read_vocab, read_vocab_and_merges
 
@@ -104,15 +104,16 @@ def _no_collection() -> Iterator[None]:
 def _load(folder: Path, kind: str) -> Tokenizer | None:
     one_file = folder / "tokenizer.json"
     pair = _vocab_and_merges(folder)
-    if _exists(one_file):
-        data = with_tokenizer_config(read_json_object(one_file), folder)
+    files = original_files(folder) if pair or _exists(one_file) else {}
+    if one_file.name in files:
+        data = with_tokenizer_config(json_object(files[one_file.name], one_file), folder)
         tokenizer = _of_one_file(data, one_file, kind, pair)
         tokenizer.template = text_template(data.get("post_processor"), one_file)
     elif pair:
         tokenizer = _of_definition(read_vocab_and_merges(*pair), kind)
     else:
         return None
-    tokenizer.original_files = original_files(folder)
+    tokenizer.original_files = files
     return tokenizer
 
 

@@ -5,7 +5,7 @@ The objects `normalizer` and `pre_tokenizer` have files of their own. Knows noth
 where its folder comes from (`loading.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.decoding import decoder_rules
 from transformer_lab.tokenizers.definition import BYTE_LEVEL_DECODER, TokenizerDefinition
 from transformer_lab.tokenizers.json_fields import as_list, as_object, flag, other_kind, text, vocabulary
-from transformer_lab.tokenizers.merge_list import MergeList
+from transformer_lab.tokenizers.merge_list import SECTION, MergeList
 from transformer_lab.tokenizers.normalizer_json import normalizer_json, read_normalizer
 from transformer_lab.tokenizers.pre_tokenizer_json import pre_tokenizer_json, read_pre_tokenizer
 
@@ -60,9 +60,9 @@ def read_tokenizer_json_object(data: Mapping[str, Any], file: Path) -> Tokenizer
 
 
 def checked_definition(
-    file: Path, vocab: dict[str, int], merges: list[str], continuing_subword_prefix: str = "", **parts: Any
+    file: Path, vocab: dict[str, int], merges: Iterable[list[str]], continuing_subword_prefix: str = "", **parts: Any
 ) -> TokenizerDefinition:
-    """A TokenizerDefinition, with `file` in front of what it finds wrong. merges: the tokens of all in a row."""
+    """A TokenizerDefinition, with `file` in front of what it finds wrong. merges: their tokens, as for MergeList."""
     prefix = continuing_subword_prefix
     try:
         merge_list = MergeList(vocab, merges, prefix)
@@ -72,28 +72,21 @@ def checked_definition(
         raise InputFileError(message) from None
 
 
-def _merges(value: object, file: Path) -> list[str]:
-    """The tokens of all merges in a row. They are texts "a b" or lists ["a", "b"], and there may be half a million."""
+def _merges(value: object, file: Path) -> Iterator[list[str]]:
+    """The tokens of all merges in a row, by sections. Merges are texts "a b" or lists ["a", "b"]."""
     entries = as_list(value, file, "model.merges", MOST_MERGES)
-    tokens = _tokens_of_texts(entries) or _tokens_of_lists(entries)
-    if len(tokens) != 2 * len(entries):
-        tokens = [token for number, entry in enumerate(entries) for token in _merge(entry, number, file)]
-    return tokens
+    return (_tokens(entries[start : start + SECTION], start, file) for start in range(0, len(entries), SECTION))
 
 
-def _tokens_of_texts(entries: list[Any]) -> list[str]:
-    """The tokens of all merges in a row; [] if one is no text, or has not one space."""
-    if set(map(type, entries)) != {str} or set(map(str.count, entries, repeat(" "))) != {1}:
-        return []
-    return "\0".join(entries).replace(" ", "\0").split("\0")  # too many, if a null character stands in one
-
-
-def _tokens_of_lists(entries: list[Any]) -> list[str]:
-    """The same of lists; [] if one is no list of two texts."""
-    if set(map(type, entries)) != {list} or set(map(len, entries)) != {2}:
-        return []
-    tokens = list(chain.from_iterable(entries))
-    return tokens if set(map(type, tokens)) == {str} else []
+def _tokens(entries: list[Any], start: int, file: Path) -> list[str]:
+    """The tokens of some merges in a row; start: the number of the first."""
+    pairs = list(map(str.split, entries, repeat(" "))) if set(map(type, entries)) == {str} else entries
+    if set(map(type, pairs)) == {list} and set(map(len, pairs)) == {2}:
+        tokens = list(chain.from_iterable(pairs))
+        if set(map(type, tokens)) == {str}:
+            return tokens
+    # Of both forms, or one is wrong.
+    return [token for number, entry in enumerate(entries, start) for token in _merge(entry, number, file)]
 
 
 def _merge(entry: object, number: int, file: Path) -> tuple[str, str]:

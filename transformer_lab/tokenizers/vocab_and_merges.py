@@ -5,7 +5,6 @@ What else a tokenizer does, the class in tokenizer_config.json says (`tokenizer_
 """
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -14,6 +13,7 @@ from transformer_lab.errors import InputFileError, shown
 from transformer_lab.tokenizers.added_tokens import AddedToken
 from transformer_lab.tokenizers.definition import TokenizerDefinition
 from transformer_lab.tokenizers.json_fields import as_object, flag, require_few, text, vocabulary
+from transformer_lab.tokenizers.merge_list import sections_of_pairs
 from transformer_lab.tokenizers.tokenizer_class import rules_of_class
 from transformer_lab.tokenizers.tokenizer_config import special_texts
 from transformer_lab.tokenizers.tokenizer_files import optional_json_object, read_json_object, read_text
@@ -43,7 +43,7 @@ def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> TokenizerDefin
     name = text(config, "tokenizer_class", config_file, "GPT2Tokenizer")
     parts, special = rules_of_class(name, prefix_space, config_file)
     added = _added_tokens_beside(folder, config, vocab, special)
-    merges = list(chain.from_iterable(read_merges(merges_file)))
+    merges = sections_of_pairs(read_merges(merges_file))
     return checked_definition(vocab_file, vocab, merges, added_tokens=added, **parts)
 
 
