@@ -399,6 +399,7 @@ def test_damaged_small_files(name, damage, folder):
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "y"}}}, ["added_tokens_decoder.x"]),
         ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 50: {"content": "y"}}}, ["added_tokens_decoder.9"]),
         ("tokenizer_config.json", {"added_tokens_decoder": {"400": {"content": 5}}}, ["added_tokens_decoder.400"]),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"400": "<y>"}}, ["added_tokens_decoder.400", "an object"]),
         ("tokenizer_config.json", {"added_tokens_decoder": {"999999999999": {"content": "<y>"}}}, ["'<y>'", "at most"]),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "<y>"}}}, ["same id 7"]),
         ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": "y"}}}, ["'y' has id 7 here"]),

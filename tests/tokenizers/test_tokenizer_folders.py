@@ -162,6 +162,7 @@ def test_the_template_around_a_text(name, kind, tmp_path):
         ({"added_tokens_decoder": [1]}, "field added_tokens_decoder: expected an object, found a list"),
         ({"added_tokens_decoder": {"x": token("<a>")}}, "added_tokens_decoder.x: the key must be a token id"),
         ({"added_tokens_decoder": {"279": {}}}, "added_tokens_decoder.279: an added token needs a text"),
+        ({"added_tokens_decoder": {"279": "<a>"}}, "added_tokens_decoder.279: an added token needs a text"),
         ({"bos_token": 3}, "field bos_token: expected the text of a token, found a number"),
         ({"additional_special_tokens": "x"}, "field additional_special_tokens: expected a list, found a string"),
     ],

@@ -100,7 +100,7 @@ def _decoder_entries(config: Mapping[str, Any], file: Path) -> list[tuple[int, s
         if not (key.isascii() and key.isdigit() and len(key) <= 15):
             message = f"{file}, field {where}: the key must be a token id."
             raise InputFileError(message)
-        text = _text(entry, file, where)
+        text = _text(entry, file, where) if isinstance(entry, dict) else None
         if text is None:
             message = f"{file}, field {where}: an added token needs a text as content."
             raise InputFileError(message)
