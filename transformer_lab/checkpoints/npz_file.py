@@ -17,13 +17,13 @@ from typing import BinaryIO, NamedTuple, NoReturn, cast
 import numpy as np
 
 from transformer_lab.checkpoints.regular_file import open_regular
-from transformer_lab.errors import InputFileError, LabError, shown
+from transformer_lab.errors import InputFileError, LabError, printable, shown
 from transformer_lab.memory import enough_memory, is_out_of_memory
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _ENDING = ".npy"
-# What zipfile and NumPy raise for damaged files. RuntimeError: a password, or an unknown compression. From TypeError on:
-# a header that is no dictionary of Python, or one that Python 2 wrote.
+# What zipfile and NumPy raise for damaged files. RuntimeError: a password, or an unknown compression. From TypeError
+# on: a header that is no dictionary of Python, or one that Python 2 wrote.
 _DAMAGED = (
     ValueError, zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, RuntimeError,
     TypeError, SyntaxError, tokenize.TokenError, OverflowError, IndexError, UserWarning,
@@ -83,7 +83,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     except _DAMAGED as error:
         if is_out_of_memory(error):
             raise
-        _refuse(path, f"it is damaged or no archive of NumPy ({error})")
+        _refuse(path, f"it is damaged or no archive of NumPy ({printable(str(error))})")
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
