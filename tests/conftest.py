@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_is_not_ignored():
-    """A shell starts what it puts into the background with SIGINT ignored, and processes that tests start inherit it."""
+    """A shell ignores SIGINT in what it starts in the background, and what a test starts would inherit that."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         yield
         return

@@ -488,7 +488,7 @@ KINDS = {
     "folder": folder_kind,
 }
 
-SELDOM = {"chat": 8}  # of so many cases one, where each takes a process
+SELDOM = {"chat": 4}  # of so many cases one, where each takes a process
 
 
 def peak_bytes():
