@@ -154,6 +154,16 @@ def test_facts_that_are_none_are_refused(tmp_path, content):
         found.facts()
 
 
+def test_a_configuration_of_another_model_is_refused(tmp_path):
+    path = save(tmp_path, 10) / "config.json"
+    fields = json.loads(path.read_text())
+    (found,) = checkpoint.found(tmp_path)
+    for wrong in ({"model_type": "llama"}, {"n_layer": 2}, {"layer_norm_epsilon": 0.1}, {"n_head": "two"}):
+        path.write_text(json.dumps(fields | wrong))
+        with pytest.raises(lab.InputFileError, match=r"config\.json.* The checkpoint is damaged"):
+            checkpoint.load(found, CONFIG, np.float32)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 @pytest.mark.parametrize("name", [checkpoint.FACTS, checkpoint.STATE])
 def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path, name):

@@ -114,6 +114,10 @@ def load(checkpoint: Checkpoint, config: ModelConfig, dtype: Any) -> Trees:
     def owned(name: str, array: np.ndarray) -> np.ndarray:
         return np.array(array, order="C")
 
+    with _damaged():
+        if checkpoints.to_hf(checkpoints.read_config(checkpoint.path)) != checkpoints.to_hf(config):
+            message = f"{checkpoint.path}: its config.json does not fit this model."
+            raise InputFileError(message)
     trees: Trees = {"params": dict(flatten(checkpoints.load_parameters(checkpoint.path, config, owned, dtype)))}
     wanted = shapes(config)
     path = checkpoint.path / STATE
