@@ -104,6 +104,19 @@ def test_where_the_base_lies(case):
     np.testing.assert_array_equal(lab.load_model(folder / "saved").logits([1, 2, 3]), beside.logits([1, 2, 3]))
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, "adapter_model.bin"])
+def test_weights_of_an_adapter_alone_are_not_passed_over(case, name):
+    _, modules, folder = case
+    write_adapter(folder / "base", folder / "base", modules)
+    (folder / "base" / WEIGHTS).rename(folder / "base" / name)
+    (folder / "base" / CONFIG).unlink()
+    with pytest.raises(InputFileError, match=f"base holds the weights of an adapter without {CONFIG}"):
+        lab.load_model(folder / "base")
+    assert CONFIG in inspect_folder(folder / "base").problems[0]
+    with pytest.raises(InputFileError, match=CONFIG):
+        weights_sha256(folder / "base")
+
+
 def test_the_fingerprint_holds_the_scaling(case):
     _, modules, folder = case
     write_adapter(folder / "base", folder / "base", modules)

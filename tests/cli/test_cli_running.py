@@ -16,6 +16,7 @@ import pytest
 
 from transformer_lab import UnavailableError, load_model
 from transformer_lab.jobs import record
+from transformer_lab.tokenizers import load_tokenizer
 
 PROMPT = 'It\'s late, "he" said: {x}=$5? ${oc.env:HOME}'
 
@@ -419,6 +420,22 @@ def test_special_tokens_in_a_prompt_and_around_it(run_tiny, chatting_model):
         assert outcome.records[-1]["output"]["prompt_token_ids"] == expected
     outcome = run_tiny(source, "prompt=", "prompt_template=false")
     assert outcome.records[-1]["output"]["prompt_token_ids"] == [0], "begin-of-text of config.json"
+
+
+def test_the_advice_for_another_kind_of_tokenizer_can_be_taken(run_tiny, tiny_model, tmp_path):
+    folder = tmp_path / "words"
+    load_model(tiny_model).save(folder)
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (folder / name).unlink()
+    model = {"type": "WordLevel", "vocab": {"the": 0, "king": 1}, "unk_token": "the"}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    words = (f"model.source={folder}", "prompt=king", "max_new_tokens=2")
+    outcome = run_tiny(*words)
+    assert outcome.code == 3 and "found 'WordLevel', but byte_bpe needs BPE" in outcome.err
+    (advice,) = set(re.findall(r"tokenizer=\w+", outcome.err))
+    assert run_tiny(*words, advice).records[-1]["output"]["prompt_token_ids"] == [1]
+    (name, value) = re.search(r'(kind)="(\w+)" for load_tokenizer', outcome.err).groups()
+    assert load_tokenizer(folder, **{name: value}).encode("king") == [1]
 
 
 @pytest.mark.parametrize(

@@ -160,10 +160,10 @@ def test_what_changes_no_bits_is_not_refused(run, text, tmp_path):
 
 
 def test_another_machine_or_version_is_said(run, text, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert run(*words(text, "numpy", 3, "hydra.run.dir=run")).code == 0
     assert "numbers may differ" not in run(*words(text, "numpy", 3, "job.resume=run")).err
     monkeypatch.setattr("transformer_lab.environment._cores", lambda: 77)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     outcome = run(*words(text, "numpy", 3, "job.resume=run"))
     assert outcome.code == 0
     assert "and is 77: numbers may differ from those of a run that was never stopped." in outcome.err

@@ -139,6 +139,14 @@ def without_the_like(calls):
     return kept
 
 
+def telling(states, calls):
+    """Those before a call that changes names or sizes, and of the many beside writes, which are alike, each third."""
+    numbers = set(without_the_like(calls))
+    states = [state for state in states if state.call in numbers]
+    alike = ("open", "write", "fsync")
+    return [state for n, state in enumerate(states) if n % 3 == 0 or not calls[state.call].startswith(alike)]
+
+
 def wrong_from(states, undisturbed, tmp_path):
     def check(number):
         make_tree(tmp_path / str(number), states[number].content)
@@ -150,8 +158,8 @@ def wrong_from(states, undisturbed, tmp_path):
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_killed_anywhere(undisturbed, tmp_path, every):
-    numbers = range(len(undisturbed.calls)) if every else set(without_the_like(undisturbed.calls))
-    states = [state for state in undisturbed.states if state.kind == "killed" and state.call in numbers]
+    states = [state for state in undisturbed.states if state.kind == "killed"]
+    states = states if every else telling(states, undisturbed.calls)
     assert wrong_from(states, undisturbed, tmp_path) == {}
 
 
@@ -160,7 +168,7 @@ def test_the_power_fails_anywhere(undisturbed, tmp_path):
     assert wrong_from(states, undisturbed, tmp_path) == {}
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("every", [17, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("kind", ["full", "failing"])
 def test_a_disk_that_refuses(undisturbed, tmp_path, kind, every):
     numbers = without_the_like(undisturbed.calls)[::every]

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ def record(root: Path, number: int) -> None:
     write_json(root / "run" / "result.json", {"numbers": [number] * 1000})
 
 
+FAULTS = ("killed", "full", "failing")
 WORKS = {
     "model": (partial(model, seed=0), partial(model, seed=1)),
     "shards over a model": (partial(model, seed=0), partial(model, seed=1, max_shard_size=2000)),
@@ -66,8 +68,9 @@ WORKS = {
 }
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", WORKS)
-def test_each_file_is_the_old_or_the_new_one(tmp_path, name):
+def test_each_file_is_the_old_or_the_new_one(tmp_path, name, every):
     before, work = WORKS[name]
     start_server()
     root = make_root(tmp_path / "root")
@@ -81,22 +84,22 @@ def test_each_file_is_the_old_or_the_new_one(tmp_path, name):
         for path, data in comparable(state.content).items():
             assert data in (old.get(path), new.get(path)), f"{path}: {state.kind} at {calls[state.call]}"
         assert old.keys() & new.keys() <= comparable(state.content).keys()
-    for number in (0, len(states) // 2, len(states) - 1):
+    for number in range(len(states)) if every else (len(states) // 2,):
         made = tmp_path / str(number)
         make_tree(made, states[number].content)
         work(made)
         assert contents(made) == new
-    for kind in ("killed", "full", "failing"):
-        for number in (1, len(calls) // 2, len(calls) - 1):
-            shutil.rmtree(root)
-            before(make_root(root))
-            code = forked(disturbed, root, Fault(kind, number), work)
-            assert code == -signal.SIGKILL if kind == "killed" else code in (0, 3, 4)
-            left = comparable(tree(root))
-            assert all(data in (old.get(path), new.get(path)) for path, data in left.items())
-            assert kind == "killed" or not any(path.endswith(".transformer-lab") for path in tree(root))
-            work(root)
-            assert contents(root) == new
+    one_each = [("killed", len(calls) // 2), ("full", 1), ("failing", len(calls) - 1)]
+    for kind, number in product(FAULTS, range(len(calls))) if every else one_each:
+        shutil.rmtree(root)
+        before(make_root(root))
+        code = forked(disturbed, root, Fault(kind, number), work)
+        assert code == -signal.SIGKILL if kind == "killed" else code in (0, 3, 4)
+        left = comparable(tree(root))
+        assert all(data in (old.get(path), new.get(path)) for path, data in left.items())
+        assert kind == "killed" or not any(path.endswith(".transformer-lab") for path in tree(root))
+        work(root)
+        assert contents(root) == new
 
 
 def contents(root):

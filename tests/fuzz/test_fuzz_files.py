@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 FUZZER = Path(__file__).parent / "fuzz_files.py"
-KINDS = ("adapter", "beside", "config", "folder", "index", "merges.txt", "safetensors", "tokenizer.json")
+KINDS = ("adapter", "beside", "chat", "checkpoint", "config", "folder", "index", "library", "merges.txt", "safetensors")
+KINDS += ("tokenizer.json",)
 
 
 def run(*arguments, timeout=120):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -129,6 +130,10 @@ def test_a_text_that_cannot_fit_is_not_cut_into_tokens(model, monkeypatch):
         model.generate("word " * 10**6)
     with refused(r"^The prompt has 6,145 characters"):
         model.stream("a" * (24 * 256 + 1))
+    files = {"chat_template.jinja": b"{{ 'a' * 6145 }}"}
+    monkeypatch.setattr(model, "tokenizer", SimpleNamespace(original_files=files))
+    with refused(r"^The prompt has 6,145 characters"):
+        model.chat([{"role": "user", "content": "a"}])
 
 
 @pytest.mark.parametrize(

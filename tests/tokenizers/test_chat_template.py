@@ -8,7 +8,7 @@ import transformers
 from test_tokenizer_folders import folder_of, library
 
 from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
-from transformer_lab.tokenizers import chat_text, load_tokenizer
+from transformer_lab.tokenizers import chat_template, chat_text, load_tokenizer
 
 # After the forms that are published; written for this test.
 CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}
@@ -81,11 +81,17 @@ def by(template, messages=TALK):
         "{{ 'a' * 20000000 }}",
     ],
 )
-def test_a_template_that_wants_too_much(template):
+def test_a_template_that_wants_too_much(template, tmp_path, monkeypatch):
+    program = chat_template._PROCESS.read_text().replace(
+        "SECONDS, MEMORY, LONGEST = 5,", "SECONDS, MEMORY, LONGEST = 1,"
+    )
+    assert program != chat_template._PROCESS.read_text()
+    (tmp_path / "impatient.py").write_text(program)
+    monkeypatch.setattr(chat_template, "_PROCESS", tmp_path / "impatient.py")
     begin = time.monotonic()
     with pytest.raises(UnavailableError, match="too much time or memory"):
         by(template)
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 30
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import pytest
 import tokenizers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders
+from tokenizers import AddedToken, decoders, normalizers
 
 from transformer_lab.errors import InputFileError
+from transformer_lab.tokenizers import TOKENIZER_KINDS, load_tokenizer
 from transformer_lab.tokenizers.decoding import Steps, decoder_rules
 from transformer_lab.tokenizers.huggingface import HuggingFaceTokenizer
 
@@ -122,6 +123,29 @@ def test_a_broken_byte_loses_nothing():
 def test_a_continuation_fits_its_prompt(kind, prompt, new, text):
     tokenizer = HuggingFaceTokenizer(tokenizer_with([kind]))
     assert "".join(streamed(tokenizer, ids_of(new), ids_of(prompt))) == text
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+def test_added_tokens_are_decoded_as_they_are_found(kind, tmp_path):
+    """One that is looked for after normalization has a normalized text, here with a sign for each space."""
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({"▁": 0, "a": 1, "<unk>": 2}, [], unk_token="<unk>"))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    library.decoder = decoders.Sequence([STEPS["Replace"], STEPS["Fuse"], STEPS["Strip at the begin"]])
+    library.add_tokens([AddedToken("the king", normalized=True), AddedToken("x y", normalized=False)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path, kind)
+    ids = library.encode("a the king x ya the king").ids
+    assert tokenizer.encode("a the king x ya the king") == ids and ids.count(3) == 2
+    text = library.decode(ids, skip_special_tokens=False)
+    assert tokenizer.decode(ids) == "".join(streamed(tokenizer, ids)) == text == "a the king x y a the king"
+
+
+def test_a_text_that_has_two_ids():
+    """Unigram may list it twice, and gives the first of them."""
+    library = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("<unk>", 0.0), ("a", -1.0)], 0))
+    tokenizer = HuggingFaceTokenizer(library)
+    ids = tokenizer.encode("a☃")
+    assert ids == [2, 0] and tokenizer.decode(ids) == "a <unk>" == "".join(streamed(tokenizer, ids))
 
 
 def test_text_comes_while_it_grows():

@@ -91,6 +91,7 @@ def test_what_would_end_the_process_is_refused_by_name(tmp_path):
     assert done.returncode == 0, list(HOSTILE)[len(answers)] + done.stderr[-500:]
     for name, folder, answer, (_, field) in zip(HOSTILE, folders, answers, HOSTILE.values(), strict=True):
         assert answer.startswith(f"{folder / 'tokenizer.json'}, field {field}"), f"{name}: {answer}"
+    assert "Exception ignored" not in done.stderr
 
 
 ALBERT = [

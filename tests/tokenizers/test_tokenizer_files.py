@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import islice
 
 import pytest
 import tokenizers
@@ -23,6 +24,7 @@ from transformer_lab.tokenizers import (
     tokenizer_files,
     train_tokenizer,
 )
+from transformer_lab.tokenizers.byte_alphabet import CHARACTER_OF_BYTE
 
 GPT2 = data_folder("resources") / "tokenizer_data" / "gpt2"
 ENGLISH = "It was the best of times, it was the worst of times; she sells sea shells.\n" * 4
@@ -553,6 +555,26 @@ def test_too_large_a_file(folder, monkeypatch):
     with open(folder / "tokenizer.json", "r+b") as stream:
         stream.truncate(tokenizer_files.MAX_FILE_BYTES + 1)  # sparse: takes no disk space
     refused(folder, "tokenizer.json", str(tokenizer_files.MAX_FILE_BYTES))
+
+
+@pytest.mark.full
+def test_as_many_merges_as_were_ever_published(tmp_path):
+    """Gemma's 580,604, here of pairs of bytes and a third one; one more than is read is refused."""
+    first = list(CHARACTER_OF_BYTE)
+    pairs = [[a, b] for a in first for b in first]
+    triples = ([a + b, c] for c in first for a, b in pairs)
+    merges = [*pairs, *islice(triples, 580_604 - len(pairs))]
+    vocab = {token: number for number, token in enumerate([*first, *map("".join, merges)])}
+    write = {"type": "BPE", "vocab": vocab, "merges": merges}
+    split = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    value = {"version": "1.0", "pre_tokenizer": split, "decoder": split, "model": write}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.vocab_size == 256 + 580_604 and tokenizer.decode(tokenizer.encode("the king")) == "the king"
+    write["merges"] = [f"{a} {b}" for a, b in [*merges, *pairs, *pairs]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    with pytest.raises(InputFileError, match=r"field model\.merges: 711,676 entries; more than 700,000 are not read"):
+        load_tokenizer(tmp_path)
 
 
 # The other kinds, through the library

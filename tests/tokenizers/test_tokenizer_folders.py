@@ -1,6 +1,7 @@
 """Folders of tokenizers as they are published: read whole, and given back as they were. Judge: transformers."""
 
 import json
+from itertools import product
 
 import pytest
 import tokenizers
@@ -8,7 +9,7 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from transformer_lab.errors import InputFileError
-from transformer_lab.tokenizers import TOKENIZER_KINDS, load_tokenizer, loading, train_tokenizer
+from transformer_lab.tokenizers import TOKENIZER_KINDS, load_tokenizer, loading, published_splits, train_tokenizer
 from transformer_lab.tokenizers.text_template import TextTemplate, text_template
 from transformer_lab.tokenizers.tokenizer_config import with_tokenizer_config
 
@@ -92,6 +93,24 @@ def test_tokenizer_config_is_read_beside_tokenizer_json(name, kind, tmp_path):
         assert tokenizer.encode(text, allow_special=True) == expected, text
     assert tokenizer.special_tokens.keys() >= set(judge.all_special_tokens)
     assert tokenizer.vocab_size == len(judge)
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "RobertaTokenizerFast", "BlenderbotTokenizer", "Qwen2Tokenizer"])
+def test_a_space_before_a_text_is_a_setting_of_the_class(name, kind, tmp_path):
+    """Whatever the tokenizer.json says, and where the configuration says nothing, the class does."""
+    for number, (in_file, asked) in enumerate(product([True, False], [True, False, None])):
+        config = FAST | ROLES | {"unk_token": "<s>", "tokenizer_class": name, "add_prefix_space": asked}
+        one = library(prefix_space=in_file)
+        if name == "Qwen2Tokenizer":
+            split = pre_tokenizers.Split(tokenizers.Regex(published_splits.QWEN2), "isolated")
+            last = pre_tokenizers.ByteLevel(add_prefix_space=in_file, use_regex=False)
+            one.pre_tokenizer = pre_tokenizers.Sequence([split, last])
+        folder = folder_of(tmp_path / str(number), {key: x for key, x in config.items() if x is not None}, one)
+        judge, tokenizer = theirs(folder), load_tokenizer(folder, kind)
+        for text in ("the king", " the king", "old</s>king", ""):
+            expected = judge(text, add_special_tokens=False)["input_ids"]
+            assert tokenizer.encode(text, allow_special=True) == expected, (in_file, asked, text)
 
 
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)

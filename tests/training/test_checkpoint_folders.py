@@ -1,5 +1,9 @@
 """The checkpoints of a run: whole or not there, kept and removed, and damaged ones answered."""
 
+import json
+import os
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -103,7 +107,7 @@ def test_what_was_being_written_is_not_taken_for_a_checkpoint(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "zero", "missing", "other", "one moment"])
+@pytest.mark.parametrize("damage", ["cut", "zero", "missing", "other", "one moment", "half an average", "more"])
 def test_damaged_moments_are_refused(tmp_path, damage):
     path = save(tmp_path, 10) / checkpoint.STATE
     if damage == "cut":
@@ -116,19 +120,72 @@ def test_damaged_moments_are_refused(tmp_path, damage):
         with open(path, "wb") as file:
             np.savez(file, **{"first/embed.token": np.zeros((3, 3), np.float32)})
     else:
+        params = trees(1)["params"]
+        arrays = {f"first/{name}": array for name, array in params.items()}
+        if damage != "one moment":
+            arrays |= {f"second/{name}": array for name, array in params.items()}
+            arrays[("average" if damage == "half an average" else "third") + "/embed.token"] = params["embed.token"]
         with open(path, "wb") as file:
-            np.savez(file, **{f"first/{name}": array for name, array in trees(1)["params"].items()})
+            np.savez(file, **arrays)
     (found,) = checkpoint.found(tmp_path)
     with pytest.raises(lab.InputFileError, match=r"optimizer\.npz"):
         checkpoint.load(found, CONFIG, np.float32)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", "", "[" * 9999])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", "", "[" * 9999]
+    + [
+        json.dumps({"schema": 2, "step": 10} | wrong)
+        for wrong in (
+            {"best": 3},
+            {"best": {"loss": 1.5}},
+            {"best": {"step": 1, "loss": "low"}},
+            {"loss": [1]},
+            {"evaluation": 1},
+            {"surroundings": None},
+        )
+    ],
+)
 def test_facts_that_are_none_are_refused(tmp_path, content):
     (save(tmp_path, 10) / checkpoint.FACTS).write_text(content)
     (found,) = checkpoint.found(tmp_path)
-    with pytest.raises(lab.InputFileError, match=r"training\.json cannot be read .* is damaged"):
+    with pytest.raises(lab.InputFileError, match=r"training\.json.* The checkpoint is damaged\.$"):
         found.facts()
+
+
+def test_a_configuration_of_another_model_is_refused(tmp_path):
+    path = save(tmp_path, 10) / "config.json"
+    fields = json.loads(path.read_text())
+    (found,) = checkpoint.found(tmp_path)
+    for wrong in ({"model_type": "llama"}, {"n_layer": 2}, {"layer_norm_epsilon": 0.1}, {"n_head": "two"}):
+        path.write_text(json.dumps(fields | wrong))
+        with pytest.raises(lab.InputFileError, match=r"config\.json.* The checkpoint is damaged"):
+            checkpoint.load(found, CONFIG, np.float32)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("name", [checkpoint.FACTS, checkpoint.STATE])
+def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path, name):
+    path = save(tmp_path, 10) / name
+    path.unlink()
+    os.mkfifo(path)
+    (found,) = checkpoint.found(tmp_path)
+    with pytest.raises(lab.InputFileError, match=f"{name} is a pipe; .* The checkpoint is damaged"):
+        found.facts(), checkpoint.load(found, CONFIG, np.float32)
+
+
+def test_moments_that_claim_too_much_take_no_memory(tmp_path):
+    """An archive may unpack to a thousand times its size, and a header may promise anything."""
+    path = save(tmp_path, 10) / checkpoint.STATE
+    np.savez_compressed(path, **{"first/embed.token": np.zeros((1000, 10_000), np.float32)})
+    (found,) = checkpoint.found(tmp_path)
+    tracemalloc.start()
+    with pytest.raises(lab.InputFileError, match=r"'first/embed\.token' does not fit this model"):
+        checkpoint.load(found, CONFIG, np.float32)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000
 
 
 def test_those_of_an_earlier_version_are_refused_by_that(tmp_path):

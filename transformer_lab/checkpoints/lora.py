@@ -46,8 +46,8 @@ _ELEMENTS_AT_ONCE = 4_000_000
 
 
 def holds_adapter(folder: Path) -> bool:
-    """Whether an adapter lies in the folder, with or without a model."""
-    return is_there(folder / ADAPTER_CONFIG)
+    """Whether an adapter lies in the folder, with or without a model: its weights alone are half of one."""
+    return any(is_there(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE))
 
 
 def named_base(folder: Path) -> tuple[str, str | None]:
@@ -125,6 +125,12 @@ def pickled_adapter() -> str:
 
 def _read_config(folder: Path) -> Fields:
     path = folder / ADAPTER_CONFIG
+    if not is_there(path):
+        message = (
+            f"{folder} holds the weights of an adapter without {ADAPTER_CONFIG}, which says how much of them is added. "
+            "Bring that file, or take the adapter away."
+        )
+        raise InputFileError(message)
     return Fields(path, read_object(path, LARGEST_ADAPTER_CONFIG))
 
 

@@ -150,7 +150,9 @@ class LanguageModel:
     ) -> list[int]:
         """The token ids of the messages and of the beginning of an answer. tools: functions that may be called."""
         tokenizer = self._needed_tokenizer("read a chat")
-        return tokenizer.encode(chat_text(tokenizer.original_files, messages, tools), allow_special=True)
+        text = chat_text(tokenizer.original_files, messages, tools)
+        require_possible(text, self.config.context_length)
+        return tokenizer.encode(text, allow_special=True)
 
     def prompt_ids(
         self, prompt: Prompt, max_new_tokens: int = 0, special: bool = False, template: bool = True

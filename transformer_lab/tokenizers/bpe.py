@@ -22,7 +22,7 @@ from os import PathLike
 from pathlib import Path
 
 from transformer_lab.errors import ConfigurationError
-from transformer_lab.tokenizers.added_tokens import AddedTokenFinder
+from transformer_lab.tokenizers.added_tokens import AddedToken, AddedTokenFinder
 from transformer_lab.tokenizers.byte_alphabet import from_stand_ins, to_stand_ins
 from transformer_lab.tokenizers.decoding import Rule, Steps, decoder_rules
 from transformer_lab.tokenizers.definition import END_OF_TEXT, TokenizerDefinition
@@ -80,11 +80,7 @@ class BPE:
         self._merger = Merger(definition)
         self._raw_tokens = AddedTokenFinder([token for token in definition.added_tokens if not token.normalized])
         self._normalized_tokens = AddedTokenFinder(
-            [
-                replace(token, text=normalize(definition.normalizer, token.text))
-                for token in definition.added_tokens
-                if token.normalized
-            ]
+            [replace(token, text=self._as_it_is_found(token)) for token in definition.added_tokens if token.normalized]
         )
         steps = definition.pre_tokenizer
         self._cuts_bytes = bool(steps) and isinstance(steps[-1], ByteLevel)
@@ -214,15 +210,19 @@ class BPE:
         for token, token_id in self.definition.vocab.items():
             tokens[token_id] = token
         for added in self.definition.added_tokens:
-            tokens[added.id] = added.text
+            tokens[added.id] = self._as_it_is_found(added)
         return tokens
 
     @cached_property
     def _bytes_of_id(self) -> list[bytes]:
         bytes_of_id = list(map(from_stand_ins, self._token_of_id))
         for added in self.definition.added_tokens:
-            bytes_of_id[added.id] = added.text.encode("utf-8")
+            bytes_of_id[added.id] = self._token_of_id[added.id].encode("utf-8")
         return bytes_of_id
+
+    def _as_it_is_found(self, added: AddedToken) -> str:
+        """The text of an added token where it is looked for, which the library also decodes it to."""
+        return normalize(self.definition.normalizer, added.text) if added.normalized else added.text
 
     @cached_property
     def _decoder_rules(self) -> tuple[Rule, ...]:

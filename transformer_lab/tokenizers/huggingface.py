@@ -153,13 +153,17 @@ class HuggingFaceTokenizer:
 
     @cached_property
     def _token_of_id(self) -> dict[int, str]:
-        return {token_id: token for token, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+        """As the library decodes them: an added token is normalized, and Unigram may list a text twice."""
+        ids = {*self._tokenizer.get_vocab(with_added_tokens=True).values()}
+        ids.update(range(self._tokenizer.get_vocab_size(with_added_tokens=True)))
+        texts = {token_id: self._tokenizer.id_to_token(token_id) for token_id in sorted(ids)}
+        return {token_id: text for token_id, text in texts.items() if text is not None}
 
     @cached_property
     def _bytes_of_id(self) -> dict[int, bytes]:
         bytes_of_id = {token_id: from_stand_ins(token) for token_id, token in self._token_of_id.items()}
-        for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
-            bytes_of_id[token_id] = token.content.encode("utf-8")
+        for token_id in self._tokenizer.get_added_tokens_decoder():
+            bytes_of_id[token_id] = self._token_of_id[token_id].encode("utf-8")
         return bytes_of_id
 
     @cached_property
@@ -188,9 +192,10 @@ def _normalized_tokens(tokenizer: tokenizers.Tokenizer, file: Path) -> Iterator[
     for token in tokenizer.get_added_tokens_decoder().values():
         if token.normalized and tokenizer.normalizer is not None:
             try:
-                yield token.content, tokenizer.normalizer.normalize_str(token.content)
+                left = tokenizer.normalizer.normalize_str(token.content)
             except BaseException as error:
                 raise _refused(error, str(file)) from None
+            yield token.content, left
 
 
 def _parse(text: str, name: str) -> tokenizers.Tokenizer:

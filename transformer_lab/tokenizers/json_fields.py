@@ -13,7 +13,8 @@ MOST_STEPS = 50
 _DEEPEST = 10
 
 Named = tuple[dict[str, Any], str]  # an object and the name of the field that it is
-_ELSEWHERE = 'The huggingface tokenizer (kind="huggingface") may load it.'
+# In words of the command line and of `load_model`, and in those of `load_tokenizer`.
+_ELSEWHERE = 'The tokenizers library may read it: tokenizer=huggingface, or kind="huggingface" for load_tokenizer.'
 
 
 def as_object(value: object, file: Path, field: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a `tokenizer_class` of Hugging Face's transformers means beside vocabulary and merges.
 
 vocab.json and merges.txt say nothing of the split, of normalization or of the ends of words. Those rules are in the
-class that tokenizer_config.json names; here they are as in transformers 5.
+class that tokenizer_config.json names; here they are as in transformers 5. Beside a tokenizer.json one of them counts.
 """
 
 from pathlib import Path
@@ -30,6 +30,17 @@ _LIKE_GPT2 = {
 CLASSES = (*_LIKE_GPT2, "GPTNeoXTokenizer", "Qwen2Tokenizer", "CLIPTokenizer")
 
 
+def prefix_space(name: str, asked: bool | None) -> bool | None:
+    """Whether a class puts a space before a text, of which its configuration says `asked`, None if nothing.
+
+    None for a class that leaves this to its tokenizer.json, or is not known here.
+    """
+    kind = name.removesuffix("Fast")
+    if kind not in CLASSES or kind == "CLIPTokenizer":
+        return None
+    return kind == "BlenderbotTokenizer" if asked is None else asked
+
+
 def rules_of_class(name: str, add_prefix_space: bool | None, file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(parts of a TokenizerDefinition, special tokens) of a class; "Fast" at the end of its name makes no difference.
 
@@ -37,7 +48,7 @@ def rules_of_class(name: str, add_prefix_space: bool | None, file: Path) -> tupl
     for a class that is not known here.
     """
     kind = name.removesuffix("Fast")
-    prefix = kind == "BlenderbotTokenizer" if add_prefix_space is None else add_prefix_space
+    prefix = bool(prefix_space(name, add_prefix_space))
     if kind in _LIKE_GPT2:
         return {"pre_tokenizer": (ByteLevel(prefix),)}, _LIKE_GPT2[kind]
     if kind == "GPTNeoXTokenizer":

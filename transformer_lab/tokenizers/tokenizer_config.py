@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer_lab.errors import InputFileError, shown
+from transformer_lab.tokenizers.tokenizer_class import prefix_space
 from transformer_lab.tokenizers.tokenizer_files import json_type, optional_json_object
 
 CONFIG, ROLES = "tokenizer_config.json", "special_tokens_map.json"
@@ -18,8 +19,6 @@ TOKEN_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", 
 # Lists of further special tokens, by the names of transformers 4 and 5.
 _MORE = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False}
-# transformers builds these anew from vocabulary and merges, and takes this one setting from tokenizer_config.json.
-_OWN_PREFIX_SPACE = ("GPT2Tokenizer", "GPT2TokenizerFast")
 
 
 def role_texts(folder: Path) -> dict[str, str]:
@@ -111,11 +110,25 @@ def _decoder_entries(config: Mapping[str, Any], file: Path) -> list[tuple[int, s
 
 
 def _with_prefix_space(data: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    step, asked = data.get("pre_tokenizer"), config.get("add_prefix_space")
-    own = config.get("tokenizer_class") in _OWN_PREFIX_SPACE and isinstance(asked, bool)
-    if own and isinstance(step, dict) and step.get("type") == "ByteLevel":
-        data["pre_tokenizer"] = {**step, "add_prefix_space": asked}
-    return data
+    """transformers builds byte-level classes anew from vocabulary and merges, and this is a setting of the class."""
+    name, asked = config.get("tokenizer_class"), config.get("add_prefix_space")
+    space = prefix_space(name, asked if isinstance(asked, bool) else None) if isinstance(name, str) else None
+    step = data.get("pre_tokenizer")
+    if space is None or not isinstance(step, dict):
+        return data
+    return {**data, "pre_tokenizer": _with_space(step, space)}
+
+
+def _with_space(step: Mapping[str, Any], space: bool) -> dict[str, Any]:
+    """The pre-tokenizer with this `add_prefix_space` where it is ByteLevel, or ends with one."""
+    if step.get("type") == "ByteLevel":
+        return {**step, "add_prefix_space": space}
+    steps = step.get("pretokenizers")
+    if step.get("type") == "Sequence" and isinstance(steps, list) and steps and isinstance(steps[-1], dict):
+        last = steps[-1]
+        if last.get("type") == "ByteLevel":
+            return {**step, "pretokenizers": [*steps[:-1], {**last, "add_prefix_space": space}]}
+    return dict(step)
 
 
 def _text(token: object, file: Path, field: str) -> str | None:

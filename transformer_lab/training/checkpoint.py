@@ -7,9 +7,8 @@ and loses it before it is removed (`atomic_folder.py`): a killed process leaves 
 
 import json
 import re
-import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,16 @@ import numpy as np
 from transformer_lab import checkpoints
 from transformer_lab.atomic_file import make_folder, of_content, write_file
 from transformer_lab.atomic_folder import new_folder, remove_folder
-from transformer_lab.errors import InputFileError, UnavailableError
+from transformer_lab.checkpoints.json_file import read_object
+from transformer_lab.checkpoints.npz_file import read_array, read_arrays
+from transformer_lab.errors import InputFileError, UnavailableError, shown
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, nest, shapes
 
 FOLDER, STATE, FACTS = "checkpoints", "optimizer.npz", "training.json"
 SCHEMA = 2  # 1 knew less of the run, and its schedules had other numbers
+LARGEST_FACTS = 10_000_000  # bytes of training.json
+_TITLES = ("first", "second", "average")  # of what `save` is given beside the parameters
 _NAME = re.compile(r"step-(\d{8,})")
 Trees = dict[str, dict[str, np.ndarray]]
 
@@ -39,16 +42,15 @@ class Checkpoint:
     def facts(self) -> dict[str, Any]:
         """What training.json holds: `step`, and what `save` was given. Raises InputFileError if it is damaged."""
         path = self.path / FACTS
-        try:
-            facts = json.loads(path.read_bytes())
-            schema = facts["schema"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            message = f"{path} cannot be read ({error}). The checkpoint is damaged."
-            raise InputFileError(message) from error
-        if schema != SCHEMA:
+        with _damaged():
+            facts = read_object(path, LARGEST_FACTS)
+        if "schema" in facts and facts["schema"] != SCHEMA:
             message = f"{path} was written by another version of this package, which alone can go on from it."
             raise InputFileError(message)
-        return dict(facts)
+        if not _is_usable(facts):
+            message = f"{path} does not say what the end of a step looked like. The checkpoint is damaged."
+            raise InputFileError(message)
+        return facts
 
 
 def save(
@@ -112,22 +114,45 @@ def load(checkpoint: Checkpoint, config: ModelConfig, dtype: Any) -> Trees:
     def owned(name: str, array: np.ndarray) -> np.ndarray:
         return np.array(array, order="C")
 
+    with _damaged():
+        if checkpoints.to_hf(checkpoints.read_config(checkpoint.path)) != checkpoints.to_hf(config):
+            message = f"{checkpoint.path}: its config.json does not fit this model."
+            raise InputFileError(message)
     trees: Trees = {"params": dict(flatten(checkpoints.load_parameters(checkpoint.path, config, owned, dtype)))}
     wanted = shapes(config)
     path = checkpoint.path / STATE
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as state:
-            for key in state.files:
-                title, _, name = key.partition("/")
-                array = state[key]
-                if name not in wanted or array.shape != wanted[name] or array.dtype != dtype:
-                    message = f"{path}: {key} does not fit this model. The checkpoint is damaged or of another model."
-                    raise InputFileError(message)
-                trees.setdefault(title, {})[name] = array
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
-        message = f"{path} cannot be read ({error}). The checkpoint is damaged."
-        raise InputFileError(message) from error
-    if any(set(trees.get(moment, ())) != set(wanted) for moment in ("first", "second")):
+    with _damaged():
+        for key, stored in read_arrays(path).items():
+            title, _, name = key.partition("/")
+            if title not in _TITLES or stored.shape != wanted.get(name) or stored.dtype != dtype:
+                message = f"{path}: {shown(key)} does not fit this model."
+                raise InputFileError(message)
+            trees.setdefault(title, {})[name] = read_array(stored)
+    if not trees.keys() >= {"first", "second"} or any(set(tree) != set(wanted) for tree in trees.values()):
         message = f"{path} does not hold the moments of every parameter. The checkpoint is damaged."
         raise InputFileError(message)
     return trees
+
+
+def _is_usable(facts: Mapping[str, Any]) -> bool:
+    """Whether the facts that a run goes on with are of the types that `save` is given; any of them may be missing."""
+    best = {"step": 0, "loss": 0.0} if facts.get("best") is None else facts["best"]
+    return (
+        facts.get("schema") == SCHEMA
+        and isinstance(best, dict)
+        and isinstance(best.get("step"), int)
+        and isinstance(best.get("loss"), float)
+        and isinstance(facts.get("loss"), float | None)
+        and isinstance(facts.get("evaluation"), dict | None)
+        and isinstance(facts.get("surroundings", {}), dict)
+    )
+
+
+@contextmanager
+def _damaged() -> Iterator[None]:
+    """Says of a file that cannot be read that it is part of a checkpoint, which is not whole any more."""
+    try:
+        yield
+    except InputFileError as error:
+        message = f"{error} The checkpoint is damaged."
+        raise InputFileError(message) from error

@@ -275,10 +275,12 @@ def _due(step: int, every: int) -> bool:
 def _interrupts() -> Iterator[Any]:
     """Yields a function that says whether Ctrl-C was pressed; pressed again, it interrupts at once.
 
-    A step must not be cut in two: a backend that consumes its arguments would be left without weights.
+    A step must not be cut in two: a backend that consumes its arguments would be left without weights. Who began this
+    process with Ctrl-C ignored, as a shell does in the background, wants it ignored.
     """
     pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield pressed.is_set
         return
 

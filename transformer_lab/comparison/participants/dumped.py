@@ -5,12 +5,8 @@ A file holds one run: `token_ids`, whole numbers [T], and taps by name (docs/tap
 the size of the file before memory is taken for it, and no pickle is read.
 """
 
-import math
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
@@ -18,12 +14,13 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import numpy as np
 
 from transformer_lab.atomic_file import write_file
+from transformer_lab.checkpoints.npz_file import StoredArray, read_array, read_arrays
 from transformer_lab.checkpoints.number_formats import FLOATS, NAMES
 from transformer_lab.checkpoints.regular_file import open_regular
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_header, read_into
 from transformer_lab.comparison.participants.participant import in_order, numbers, require_precision
-from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError, shown
-from transformer_lab.memory import enough_memory, is_out_of_memory
+from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError, shown
+from transformer_lab.memory import enough_memory
 from transformer_lab.paths import expanded
 
 TOKEN_IDS = "token_ids"
@@ -36,7 +33,6 @@ WHOLE = {"int64": "I64", "uint64": "U64", "int32": "I32", "uint32": "U32", "int1
     "uint8": "U8",
     "bool": "BOOL",
 }
-_NUMPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class Dumped:
@@ -117,7 +113,7 @@ class _Entry(NamedTuple):
     name: str
     format: str
     shape: tuple[int, ...]
-    tensor: Tensor | None  # of a safetensors file
+    stored: Tensor | StoredArray  # in a safetensors file, or in an archive
 
 
 def _files(path: Path) -> list[Path]:
@@ -157,30 +153,15 @@ def _entries(path: Path) -> dict[str, _Entry]:
         names = {stored: name for name, stored in (NAMES | WHOLE).items()}
         tensors = read_header(path).tensors
         return {n: _Entry(path, n, names.get(t.format, t.format), t.shape, t) for n, t in tensors.items()}
-    entries = {}
-    with _archive(path) as archive:
-        for info in archive.infolist():
-            name = info.filename.removesuffix(".npy")
-            if name == info.filename:
-                _refuse(path, f"{shown(name)} in it is not an array of NumPy")
-            with archive.open(info) as handle:
-                read = _NUMPY_HEADERS.get(np.lib.format.read_magic(handle))
-                if read is None:
-                    _refuse(path, f"{shown(name)} in it is not an array of numbers")
-                shape, _, dtype = read(handle)
-                if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - handle.tell():
-                    _refuse(path, f"{shown(name)} in it is {dtype} {list(shape)}, which its bytes are not")
-            entries[name] = _Entry(path, name, dtype.name, shape, None)
-    return entries
+    return {n: _Entry(path, n, a.dtype.name, a.shape, a) for n, a in read_arrays(path).items()}
 
 
 def _read(entry: _Entry) -> np.ndarray:
     """The numbers; what safetensors stores in 16 bits comes as float32."""
+    tensor = entry.stored
+    if isinstance(tensor, StoredArray):
+        return read_array(tensor)
     with enough_memory(f"{entry.name} of {entry.path}"):
-        if entry.tensor is None:
-            with _archive(entry.path) as archive, archive.open(f"{entry.name}.npy") as handle:
-                return np.lib.format.read_array(handle, allow_pickle=False)
-        tensor = entry.tensor
         if tensor.format in FLOATS:
             array = np.empty(tensor.shape, np.float64 if tensor.format == "F64" else np.float32)
             read_into(tensor, array)
@@ -191,20 +172,6 @@ def _read(entry: _Entry) -> np.ndarray:
             handle.seek(tensor.start)
             stored = np.dtype(entry.format).newbyteorder("<")
             return np.frombuffer(handle.read(tensor.size), stored).reshape(tensor.shape)
-
-
-@contextmanager
-def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with open_regular(path) as handle, zipfile.ZipFile(handle) as archive:
-            yield archive
-    except LabError:
-        raise
-    except (ValueError, zipfile.BadZipFile, KeyError, EOFError, OSError, zlib.error, RuntimeError) as error:
-        # RuntimeError: a password, or a compression that Python does not know
-        if is_out_of_memory(error):
-            raise
-        _refuse(path, f"it is damaged or no archive of NumPy ({error})")
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
