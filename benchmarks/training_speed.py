@@ -77,16 +77,21 @@ def plain():
 
 
 def ours(name):
+    from transformer_lab.attention.softmax import SoftmaxAttention
+    from transformer_lab.block.sequential import Sequential
     from transformer_lab.config import component
     from transformer_lab.ffn.dense import Dense
     from transformer_lab.model.config import ModelConfig
     from transformer_lab.model.init import initialise
+    from transformer_lab.norm.layer_norm import LayerNorm
+    from transformer_lab.position.learned import Learned
     from transformer_lab.training.optimizer import AdamW
     from transformer_lab.training.step import TrainingStep
 
     backend, _, precision = name.partition(" ")
     ops = component("backend", backend, precision=precision or "float32")
-    config = ModelConfig(VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS, Dense(4 * WIDTH))
+    block = Sequential(SoftmaxAttention(HEADS, WIDTH // HEADS), Dense(4 * WIDTH), LayerNorm())
+    config = ModelConfig(VOCABULARY, CONTEXT, WIDTH, (block,) * LAYERS, LayerNorm(), Learned())
     training = TrainingStep(ops, config, dict(initialise(config, 0)), AdamW())
     weights = np.ones((1, BATCH, CONTEXT), np.float32)
     return lambda ids, number: training.run(ids[None], weights, number, 1.0)[0]

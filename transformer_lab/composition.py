@@ -30,6 +30,8 @@ from transformer_lab.paths import data_folder
 PROMPT_KEYS = ("prompt", "prompt_file", "prompt_ids", "prompts", "chat")
 PATH_KEYS = ("model.source", "tokenizer.source", "data.path", "data.validation", "job.resume", "job.output", "job.dump")
 FREE_TEXT_KEYS = (*PROMPT_KEYS, "stop", *PATH_KEYS)
+# Groups of which nothing may be chosen: presets, which set others, and parts that a model brings itself.
+MAY_BE_NULL = ("track", "experiment", "block", "position", "norm")
 
 
 def take_free_text(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -228,7 +230,7 @@ def settings_from(config: Any, choices: Mapping[str, Any], texts: Mapping[str, s
         elif key == "paths":
             message = f"paths is {section!r}; set the keys in it, as in paths.runs=FOLDER."
             raise ConfigurationError(message)
-        elif key not in ("track", "experiment"):  # presets: they set others and have nothing of their own
+        elif key not in MAY_BE_NULL:
             raise ConfigurationError(unknown_choice(key, "null" if section is None else section, names(key)))
     if any(key in texts for key in PROMPT_KEYS):  # the command line's prompt replaces that of a configuration file
         values |= dict.fromkeys(PROMPT_KEYS)

@@ -3,13 +3,16 @@
 import os
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from transformer_lab.checkpoints import download, has_weights, holds_adapter, named_base
+from transformer_lab.checkpoints import download, has_weights, holds_adapter, named_base, weight_files
+from transformer_lab.checkpoints.config_file import CONFIG
+from transformer_lab.checkpoints.gguf_folder import unpacked
 from transformer_lab.config import names, read_yaml
-from transformer_lab.errors import ConfigurationError, InputFileError, LabError
+from transformer_lab.errors import ConfigurationError, InputFileError, LabError, listed, shown
 from transformer_lab.paths import data_folder, expanded
 from transformer_lab.tokenizers import Tokenizer
 from transformer_lab.tokenizers import load_tokenizer as load_named_tokenizer
@@ -30,6 +33,10 @@ def model_folder(source: str | PathLike[str], revision: str | None = None) -> Pa
         try:
             if folder.is_dir():
                 return folder
+            if folder.suffix == ".gguf" and folder.is_file():
+                return unpacked(folder)
+            if folder.suffix == ".safetensors" and (folder.parent / CONFIG).is_file():
+                return _of_one_file(folder)
             what = "is a file, not a folder" if folder.exists() else "does not exist"
         except OSError as error:  # no permission, a name too long
             reason = (error.strerror or str(error)).rstrip(".")
@@ -47,6 +54,8 @@ def model_folder(source: str | PathLike[str], revision: str | None = None) -> Pa
                 f"model={source} has no weights: it is a shape for job=train. Load the folder that training wrote."
             )
             raise ConfigurationError(message)
+        if (file := file_in_package(entry.get("package"))) is not None:
+            return unpacked(file)
         if entry["source"] != source:
             return model_folder(entry["source"], revision or entry.get("revision"))
     if not HUB_ID.fullmatch(source):
@@ -63,6 +72,24 @@ class ModelFiles(NamedTuple):
 
     folder: Path
     adapter: Path | None
+
+
+def file_in_package(name: str | None) -> Path | None:
+    """A file in an installed package, PACKAGE/FILE; None if it is not there. The package is not imported."""
+    package, _, file = (name or "").partition("/")
+    found = find_spec(package) if package else None
+    places = [Path(place) / file for place in (found.submodule_search_locations or [])] if found else []
+    return next((place for place in places if place.is_file()), None)
+
+
+def _of_one_file(file: Path) -> Path:
+    """The folder of a file of weights, if these are all that it holds."""
+    files = weight_files(file.parent)
+    if files != [file]:
+        others = listed([shown(other.name) for other in files if other != file])
+        message = f"{file} is not all of the model in {file.parent}: there is {others}. Give the folder."
+        raise InputFileError(message)
+    return file.parent
 
 
 def model_files(source: str | PathLike[str], revision: str | None = None) -> ModelFiles:

@@ -3,13 +3,13 @@
 import json
 
 import numpy as np
+from small_models import small_model
 
 from transformer_lab.ffn.dense import Dense
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, nest, shapes
 
-GPT2 = ModelConfig(vocab_size=20, context_length=8, hidden_size=8, num_layers=2, num_heads=2, ffn=Dense(size=8))
-LLAMA = ModelConfig(
+GPT2 = small_model(vocab_size=20, context_length=8, hidden_size=8, num_layers=2, num_heads=2, ffn=Dense(size=8))
+LLAMA = small_model(
     vocab_size=20,
     context_length=8,
     hidden_size=8,

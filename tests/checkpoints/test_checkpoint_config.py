@@ -4,11 +4,17 @@ import json
 
 import pytest
 from checkpoint_cases import GPT2, LLAMA
+from small_models import small_model
 
 from transformer_lab.checkpoints import families, read_config, read_original, to_hf
-from transformer_lab.errors import ConfigurationError, InputFileError
+from transformer_lab.checkpoints.config_fields import Fields
+from transformer_lab.errors import InputFileError
 from transformer_lab.ffn.dense import Dense
-from transformer_lab.model.config import ModelConfig
+from transformer_lab.position.rotary_scaling import Linear, Llama3, Yarn
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 1024}
 
 
 def config_from(folder, fields):
@@ -25,11 +31,29 @@ def llama(folder, **changes):
     return config_from(folder, {"model_type": "llama"} | changes)
 
 
+# What the tests look at, by short names.
+SEEN = {
+    "ffn": lambda config: config.blocks[0].ffn,
+    "epsilon": lambda config: {config.norm.epsilon, config.blocks[-1].norm.epsilon},
+    "scales": lambda config: [config.blocks[layer].attention.scale for layer in (0, 1)],
+    "base": lambda config: config.rotaries[0].base,
+    "scaling": lambda config: config.rotaries[0].scaling,
+    "turned": lambda config: config.rotaries[0].size,
+    "kv_heads": lambda config: config.blocks[0].attention.num_kv_heads,
+    "head_size": lambda config: config.blocks[0].attention.head_size,
+    "biases": lambda config: (config.blocks[0].attention.qkv_bias, config.blocks[0].attention.out_bias),
+}
+
+
+def seen(config, name):
+    return SEEN[name](config) if name in SEEN else getattr(config, name)
+
+
 def test_absent_fields_have_the_defaults_of_transformers(tmp_path):
-    assert gpt2(tmp_path) == ModelConfig(
+    assert gpt2(tmp_path) == small_model(
         50257, 1024, 768, 12, 12, Dense(3072), end_of_text_id=50256, begin_of_text_id=50256
     )
-    assert llama(tmp_path) == ModelConfig(
+    assert llama(tmp_path) == small_model(
         vocab_size=32000,
         context_length=2048,
         hidden_size=4096,
@@ -62,11 +86,11 @@ HONOURED = [
     ("activation_function", "relu", "ffn", Dense(3072, "relu")),
     ("activation_function", "silu", "ffn", Dense(3072, "silu")),
     ("activation_function", "swish", "ffn", Dense(3072, "silu")),
-    ("layer_norm_epsilon", 1e-3, "norm_epsilon", 1e-3),
-    ("layer_norm_epsilon", 1, "norm_epsilon", 1.0),
-    ("scale_attn_weights", False, "attention_scale", False),
-    ("scale_attn_by_inverse_layer_idx", True, "attention_scale_by_layer", True),
-    ("reorder_and_upcast_attn", True, "attention_scale", True),
+    ("layer_norm_epsilon", 1e-3, "epsilon", {1e-3}),
+    ("layer_norm_epsilon", 1, "epsilon", {1.0}),
+    ("scale_attn_weights", False, "scales", [1.0, 1.0]),
+    ("scale_attn_by_inverse_layer_idx", True, "scales", [0.125, 0.0625]),
+    ("reorder_and_upcast_attn", True, "scales", [0.125, 0.125]),
     ("tie_word_embeddings", False, "tied_head", False),
     ("n_positions", 77, "context_length", 77),
     ("max_position_embeddings", 77, "context_length", 77),
@@ -90,7 +114,7 @@ HONOURED = [
 
 @pytest.mark.parametrize("field, value, ours, expected", HONOURED)
 def test_gpt2_field_is_honoured(tmp_path, field, value, ours, expected):
-    assert getattr(gpt2(tmp_path, **{field: value}), ours) == expected
+    assert seen(gpt2(tmp_path, **{field: value}), ours) == expected
 
 
 REFUSED = [
@@ -136,46 +160,62 @@ def test_choices_are_named(tmp_path):
 
 def test_two_names_of_one_field_must_agree(tmp_path):
     assert gpt2(tmp_path, n_embd=24, hidden_size=24).hidden_size == 24
-    with pytest.raises(InputFileError, match=r"'n_embd' is 24, but 'hidden_size'.*differs"):
+    with pytest.raises(InputFileError, match=r"'hidden_size' is 48, but 'n_embd'.*differs"):
         gpt2(tmp_path, n_embd=24, hidden_size=48)
 
 
 @pytest.mark.parametrize(
     "changes, ours, expected",
     [
-        ({"rope_theta": 500000.0}, "rotary_base", 500000.0),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.5}}, "rotary_base", 7.5),
-        ({"rope_parameters": {"rope_theta": 7.5}, "rope_theta": 9.0}, "rotary_base", 7.5),
-        ({"rope_parameters": {"rope_type": "default"}, "rope_theta": 9.0}, "rotary_base", 9.0),
-        ({"rope_scaling": None, "rope_theta": 9}, "rotary_base", 9.0),
-        ({"rope_scaling": {"type": "default", "rope_theta": 5.0}}, "rotary_base", 5.0),
-        ({"num_key_value_heads": 8}, "num_kv_heads", 8),
-        ({"num_key_value_heads": None}, "num_kv_heads", 32),
+        ({"rope_theta": 500000.0}, "base", 500000.0),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.5}}, "base", 7.5),
+        ({"rope_parameters": {"rope_theta": 7.5}, "rope_theta": 9.0}, "base", 7.5),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_theta": 9.0}, "base", 9.0),
+        ({"rope_scaling": None, "rope_theta": 9}, "base", 9.0),
+        ({"rope_scaling": {"type": "default", "rope_theta": 5.0}}, "base", 5.0),
+        ({"num_key_value_heads": 8}, "kv_heads", 8),
+        ({"num_key_value_heads": None}, "kv_heads", 32),
         ({"head_dim": 64}, "head_size", 64),
         ({"head_dim": None}, "head_size", 128),
-        ({"attention_bias": True}, "attention_bias", True),
+        ({"attention_bias": True}, "biases", (True, True)),
         ({"mlp_bias": True}, "ffn", Dense(11008, "silu", gated=True, bias=True)),
         ({"hidden_act": "gelu"}, "ffn", Dense(11008, "gelu_erf", gated=True, bias=False)),
-        ({"rms_norm_eps": 1e-5}, "norm_epsilon", 1e-5),
+        ({"rms_norm_eps": 1e-5}, "epsilon", {1e-5}),
         ({"tie_word_embeddings": True}, "tied_head", True),
         ({"pretraining_tp": 2}, "num_layers", 32),
-        ({"partial_rotary_factor": 1.0}, "num_layers", 32),
+        ({"partial_rotary_factor": 1.0}, "turned", 128),
+        ({"partial_rotary_factor": 0.5}, "turned", 64),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "scaling", Linear(2.0)),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "scaling", None),
+        ({"rope_scaling": LLAMA3}, "scaling", Llama3(8.0, 1.0, 4.0, 1024)),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+            "scaling",
+            Yarn(4.0, 2048, length=1.1386294361119891),
+        ),
     ],
 )
 def test_llama_field_is_honoured(tmp_path, changes, ours, expected):
-    assert getattr(llama(tmp_path, **changes), ours) == expected
+    assert seen(llama(tmp_path, **changes), ours) == expected
 
 
 @pytest.mark.parametrize(
     "changes, name",
     [
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.rope_type"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_parameters.rope_type"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.low_freq_factor"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low is 4.0, which is not below high"),
+        ({"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 0}}, "original_max_position_embeddings"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor"),
+        ({"rope_scaling": {"type": "ntk"}}, "rope_scaling.rope_type"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_scaling.short_factor"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0]}}, "divisors are 1"),
+        ({"rope_parameters": {"rope_type": "default", "mrope_section": [1]}}, "rope_parameters.mrope_section"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "position.base is 1.0"),
         ({"rope_parameters": {"rope_type": ["x"]}}, "rope_parameters.rope_type"),
         ({"rope_parameters": {"rope_theta": "1"}}, "rope_parameters.rope_theta"),
-        ({"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.26}}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 2.0}, "partial_rotary_factor"),
         ({"rope_parameters": [1]}, "rope_parameters"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "rope_parameters"),
         ({"rope_theta": None}, "rope_theta"),
@@ -207,9 +247,9 @@ def test_llama_field_is_refused_by_name(tmp_path, changes, name):
         ("[" * 100_000, "nested"),
         ('{"n_layer": ' + "1" * 5000 + "}", "digits"),
         ('{"model_type": "gpt2", "x": [' + "[]," * 600_000 + "[]]}", "values"),
-        ("{}", "'model_type' is missing.*gpt2, llama"),
-        ('{"model_type": "mamba"}', "'model_type' is 'mamba'.*gpt2, llama"),
-        ('{"model_type": null}', "'model_type' is null.*gpt2, llama"),
+        ("{}", "'model_type' is missing.*gpt2.*llama"),
+        ('{"model_type": "mamba"}', "'model_type' is 'mamba'.*gpt2.*llama"),
+        ('{"model_type": null}', "'model_type' is null.*gpt2.*llama"),
         ('{"model_type": ["gpt2"]}', "'model_type'"),
         ('{"model_type": {"a": 1}}', "'model_type'"),
     ],
@@ -274,8 +314,13 @@ def test_round_trip(tmp_path, config):
     assert config_from(tmp_path, to_hf(config)) == config
 
 
-def test_a_model_that_no_family_holds():
-    with pytest.raises(ConfigurationError, match=r"No checkpoint family.*gpt2 has layer_norm; llama has rotary"):
-        to_hf(ModelConfig(20, 8, 8, 1, 2, Dense(8), norm="rms_norm"))
-    with pytest.raises(ConfigurationError, match="gpt2 has as many key/value heads"):
-        to_hf(ModelConfig(20, 8, 8, 1, 2, Dense(8), num_kv_heads=1))
+def test_what_no_other_family_holds_is_ours():
+    for changes in ({"norm": "rms_norm"}, {"num_kv_heads": 2}):
+        config = small_model(20, 8, 8, 1, 4, Dense(8), **changes)
+        fields = to_hf(config)
+        assert fields["model_type"] == "transformer_lab"
+        assert read(fields) == config
+
+
+def read(fields):
+    return families.find(fields["model_type"]).config_from(Fields("config.json", json.loads(json.dumps(fields))))

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from checkpoint_cases import GPT2, LLAMA, assert_same, edit_json, random_parameters, write_raw
 from safetensors.numpy import load_file, save_file
+from small_models import small_model
 
-from transformer_lab.checkpoints import load_parameters, read_config, save_folder
+from transformer_lab import load_model
+from transformer_lab.checkpoints import inspect_folder, load_parameters, read_config, save_folder
 from transformer_lab.errors import ConfigurationError, InputFileError
 from transformer_lab.ffn.dense import Dense
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, shapes
 
 INDEX = "model.safetensors.index.json"
@@ -80,7 +81,7 @@ def test_place_and_progress(folder):
 
 
 def test_never_the_model_twice(tmp_path):
-    config = ModelConfig(5000, 8, 64, 4, 2, Dense(256))
+    config = small_model(5000, 8, 64, 4, 2, Dense(256))
     parameters = random_parameters(config)
     save_folder(tmp_path, config, parameters, dtype="float16")
     largest = 4 * 5000 * 64
@@ -123,13 +124,13 @@ def test_square_kernels_are_not_turned(folder):
 
 def test_a_name_map_without_its_transpose_is_caught(tmp_path, monkeypatch):
     """On square kernels only the values can tell; this shows that they do."""
-    from transformer_lab.checkpoints.families import llama
+    from transformer_lab.checkpoints.tensor_names import TensorNames
 
     parameters = random_parameters(LLAMA)
     save_folder(tmp_path, LLAMA, parameters)
-    monkeypatch.setattr(llama, "stored", lambda config, right=llama.stored: {
+    monkeypatch.setattr(TensorNames, "stored", lambda self, config, right=TensorNames.stored: {
         name: type(form)(form.parts, transposed=form.transposed and "ffn" not in name)
-        for name, form in right(config).items()
+        for name, form in right(self, config).items()
     })  # fmt: skip
     with pytest.raises(AssertionError, match=r"ffn\.\w+\.kernel"):
         assert_same(load_parameters(tmp_path, LLAMA), parameters)
@@ -231,9 +232,28 @@ def test_pickles_are_refused(folder, name):
 
 def test_no_weights(folder):
     (folder / WEIGHTS).rename(folder / "weights.safetensors")
-    refused(folder, WEIGHTS, INDEX, "weights.safetensors")
+    (folder / "more.safetensors").write_bytes((folder / "weights.safetensors").read_bytes())
+    refused(folder, WEIGHTS, INDEX, "weights.safetensors", "more.safetensors", "rename the one that is meant")
     (folder / "weights.safetensors").unlink()
+    (folder / "more.safetensors").unlink()
     refused(folder, WEIGHTS, INDEX)
+
+
+def test_a_single_file_of_another_name(folder):
+    (folder / WEIGHTS).rename(folder / "weights.safetensors")
+    assert_same(load_parameters(folder, GPT2), random_parameters(GPT2))
+    assert inspect_folder(folder).loads
+    source = folder / "weights.safetensors"
+    assert load_model(source).folder == folder, "and by its path"
+    (folder / WEIGHTS).write_bytes(source.read_bytes())
+    with pytest.raises(InputFileError, match=r"weights\.safetensors is not all of the model.*model\.safetensors"):
+        load_model(source)
+
+
+def test_the_prefix_of_a_compiled_model(folder):
+    rewrite(folder, lambda t: [t.update({f"_orig_mod.{name}": t.pop(name)}) for name in list(t)])
+    assert_same(load_parameters(folder, GPT2), random_parameters(GPT2))
+    assert inspect_folder(folder).loads
 
 
 @pytest.mark.parametrize("stem", ["model", "pytorch_model", "model.safetensors"])

@@ -12,12 +12,12 @@ import transformers
 from checkpoint_cases import GPT2, LLAMA, assert_same, random_parameters
 from reference_models import save_llama
 from safetensors import safe_open
+from small_models import small_model
 
 import transformer_lab as lab
 from transformer_lab.checkpoints import Original, load_parameters, read_config, read_original, save_folder
 from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
 from transformer_lab.ffn.dense import Dense
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, nest, shapes
 
 
@@ -208,8 +208,6 @@ def test_wrong_arguments(tmp_path):
         save_folder(tmp_path / "x", GPT2, parameters, dtype="int8")
     with pytest.raises(ConfigurationError, match="max_shard_size is 0"):
         save_folder(tmp_path / "x", GPT2, parameters, max_shard_size=0)
-    with pytest.raises(ConfigurationError, match="No checkpoint family"):
-        save_folder(tmp_path / "x", ModelConfig(20, 8, 8, 1, 2, Dense(8), norm="rms_norm"), parameters)
     flat = dict(flatten(parameters))
     flat["more"] = flat.pop("embed.token")
     flat["embed.position"] = flat["embed.position"][1:]
@@ -219,7 +217,7 @@ def test_wrong_arguments(tmp_path):
 
 
 def test_an_untied_gpt2(tmp_path):
-    config = ModelConfig(20, 8, 8, 1, 2, Dense(8), tied_head=False)
+    config = small_model(20, 8, 8, 1, 2, Dense(8), tied_head=False)
     parameters = random_parameters(config)
     save_folder(tmp_path, config, parameters)
     with safe_open(tmp_path / "model.safetensors", "np") as file:
@@ -261,7 +259,7 @@ def test_what_the_folder_said_beside_the_weights_is_kept(tmp_path):
 
 def test_fields_that_no_longer_fit_are_not_kept(tmp_path):
     """Where two fields say the same, the original's could contradict what was changed."""
-    config = ModelConfig(20, 8, 8, 1, 2, Dense(8))
+    config = small_model(20, 8, 8, 1, 2, Dense(8))
     for original in ({"hidden_size": 16}, {"sliding_window": 2}, {"model_type": "llama", "note": 1}):
         save_folder(tmp_path, config, random_parameters(config), original=Original({"model_type": "gpt2"} | original))
         assert read_config(tmp_path) == config and not original.keys() & {

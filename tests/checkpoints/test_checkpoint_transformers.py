@@ -128,7 +128,7 @@ def test_names_of_one_activation(tmp_path, name):
     model = random_gpt2(0, activation_function=name)
     model.save_pretrained(tmp_path / "theirs")
     config = read_config(tmp_path / "theirs")
-    assert config.ffn.activation == "gelu_tanh"
+    assert config.blocks[0].ffn.activation == "gelu_tanh"
     save_folder(tmp_path / "ours", config, load_parameters(tmp_path / "theirs", config))
     loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours")
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=1e-5 if name != "gelu_new" else 0)
@@ -140,7 +140,8 @@ def test_llama_round_trip(tmp_path, seed):
     config, parameters = assert_round_trip(model, tmp_path)
     attention = model.model.layers[-1].self_attn
     qkv = parameters["blocks"][-1]["attn"]["qkv"]["kernel"]
-    queries, keys = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
+    ours = config.blocks[-1].attention
+    queries, keys = ours.num_heads * ours.head_size, ours.num_kv_heads * ours.head_size
     np.testing.assert_array_equal(qkv[:, :queries], attention.q_proj.weight.detach().numpy().T)
     np.testing.assert_array_equal(qkv[:, queries : queries + keys], attention.k_proj.weight.detach().numpy().T)
     np.testing.assert_array_equal(qkv[:, queries + keys :], attention.v_proj.weight.detach().numpy().T)

@@ -140,7 +140,7 @@ CASES = {
         set_config(model_type="mamba"),
         "model/config.json",
         "'model_type' is 'mamba'",
-        "gpt2, llama",
+        "gpt2",
     ),
     "no config": (lambda model: (model / "config.json").unlink(), "model", "config.json"),
     "no weights": (lambda model: (model / "model.safetensors").unlink(), "model", "model.safetensors"),

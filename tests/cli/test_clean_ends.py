@@ -38,7 +38,7 @@ def large_model(tmp_path_factory):
     config = {"model_type": "gpt2", "vocab_size": 300, "n_positions": 256, "n_embd": 3072, "n_layer": 1, "n_head": 2}
     (folder / "config.json").write_text(json.dumps(config))
     header, start = {}, 0
-    for stored in gpt2.stored(read_config(folder)).values():
+    for stored in gpt2.NAMES.stored(read_config(folder)).values():
         for name, shape in stored.parts:
             end = start + 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
             header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}

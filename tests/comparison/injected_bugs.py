@@ -160,7 +160,16 @@ def rms_of_the_sum(ops: Any, x: Any, weight: Any, epsilon: float) -> Any:
 def attention_where(visible: Callable[..., Any]) -> Callable[..., Any]:
     """The plain attention with another mask: visible(query positions [T, 1], key positions [S]) -> bool."""
 
-    def wrong(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = manual.identity) -> Any:
+    def wrong(
+        ops: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        start: Any,
+        scale: float,
+        window: Any = None,
+        tap: Any = manual.identity,
+    ) -> Any:
         xp = ops.xp
         heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
         shared = heads // key.shape[1]
@@ -211,7 +220,7 @@ def pairs_beside_each_other(ops: Any, x: Any, cos: Any, sin: Any) -> Any:
 def fused_sdpa(**options: Any) -> Callable[..., Any]:
     """torch's fused attention, called with something left out or wrong."""
 
-    def wrong(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = None) -> Any:
+    def wrong(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any) -> Any:
         from torch.nn import functional
 
         given = {"is_causal": True, "scale": scale, "enable_gqa": query.shape[1] != key.shape[1]} | options

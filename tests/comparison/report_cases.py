@@ -180,7 +180,7 @@ def defect():
     report["first_divergence"] |= {"prompt": 1, "position": [0, 3, 2, 1], "value": 0.0213, "expected": 0.1204}
     report["first_divergence"] |= {"bound": 1.22e-4}
     report["semantics"] = [
-        {"field": "norm_epsilon", "values": {"numpy float32": "1e-05", "torch float32": "1e-06"}},
+        {"field": "norm.epsilon", "values": {"numpy float32": "1e-05", "torch float32": "1e-06"}},
     ]
     report["logits"][1] |= {"kl_from_truth": 0.71, "kl_to_truth": 0.83, "top_1": 0.41, "rank_shift_max": 1204}
     report["text"][1] |= {"first_difference": 1, "agreement": 1, "texts": [", the the the of of", None]}

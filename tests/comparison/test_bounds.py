@@ -180,7 +180,7 @@ def scores_on_backend(ops, query, key):
         return x
 
     start = ops.asarray(np.zeros(len(query), np.int64))
-    manual.attention(ops, query, key, key, start, SCALE, tap)
+    manual.attention(ops, query, key, key, start, SCALE, tap=tap)
     return kept["scores"]
 
 

@@ -325,7 +325,7 @@ TAP_MISTAKES = {
     "twice": (("a",), lambda xp, tap, h: tap("a", tap("a", h) * 2.0), "tap ffn.a is shown twice"),
     "out": (("out",), lambda xp, tap, h: tap("out", h), "tap ffn.out is shown twice"),
     "undeclared": ((), lambda xp, tap, h: tap("zz", h), "tap ffn.zz is not declared"),
-    "not of each token": (("a",), lambda xp, tap, h: h * tap("a", xp.max(h)), "tap ffn.a has the shape"),
+    "not of each token": (("a",), lambda xp, tap, h: h * tap("a", xp.max(h)), r"tap blocks\.0\.ffn\.a has the shape"),
 }
 
 

@@ -10,6 +10,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 from random_models import random_arrays
+from small_models import small_model
 
 from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.participants.dumped import Dumped, write_dump
@@ -18,7 +19,6 @@ from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
-from transformer_lab.model.config import ModelConfig
 
 IDS = [3, 1, 4, 1]
 EXACT = np.random.default_rng(0).integers(-64, 64, (4, 6)) / 16.0  # the same in every format
@@ -188,7 +188,7 @@ def test_what_a_file_must_hold(tmp_path, ending, arrays, said):
     ],
 )
 def test_what_has_no_place_in_the_model_is_the_files_mistake(tmp_path, ending, arrays, said):
-    config = ModelConfig(vocab_size=6, context_length=8, hidden_size=8, num_layers=1, num_heads=2, ffn=Dense(size=6))
+    config = small_model(vocab_size=6, context_length=8, hidden_size=8, num_layers=1, num_heads=2, ffn=Dense(size=6))
     ops = component("backend", "numpy", precision="float64", ops="manual")
     truth = OwnModel(assemble(config, random_arrays(config, 0, 0.3), ops))
     dump = Dumped(save(tmp_path / f"a{ending}", {"token_ids": np.array(IDS)} | arrays))

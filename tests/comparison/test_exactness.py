@@ -73,8 +73,8 @@ def test_a_backend_that_does_not_show_a_tap_is_named_in_the_report(tmp_path, mon
     save_gpt2(tmp_path / "model")
     right = exact.attention
 
-    def silent(ops, query, key, value, start, scale, tap=exact.identity):
-        return right(ops, query, key, value, start, scale, *([] if ops.name == "torch" else [tap]))
+    def silent(ops, query, key, value, start, scale, window=None, tap=exact.identity):
+        return right(ops, query, key, value, start, scale, *([] if ops.name == "torch" else [window, tap]))
 
     monkeypatch.setattr(exact, "attention", silent)
     report = compare(tmp_path / "model", [5, 17, 3, 88], ["numpy", "torch"], new_tokens=0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from random_models import random_arrays
+from small_models import small_model
 
 import transformer_lab as lab
 from transformer_lab.cache.contiguous import Contiguous
@@ -19,12 +20,11 @@ from transformer_lab.generation.engine import Sequences
 from transformer_lab.generation.generate import Decoding
 from transformer_lab.generation.stopping import StopStrings
 from transformer_lab.language_model import LanguageModel, TextStream, assemble
-from transformer_lab.model.config import ModelConfig
 
 BACKENDS = ("numpy", "torch", "jax")
 # No bytes above 127 are likely, so that there is text to stop at.
 TEXT = "the cat sat on the mat and the dog sat on the log, then the cat and the dog ran to the old red barn. " * 4
-CONFIG = ModelConfig(280, 40, 32, 2, 4, Dense(64))
+CONFIG = small_model(280, 40, 32, 2, 4, Dense(64))
 PROMPTS = [np.array([5, 17, 3, 58, 41]), np.array([60, 9, 12])]
 NAMES = [
     "greedy continuations",
@@ -112,7 +112,7 @@ def test_random_models_are_silent(seed):
     """Large weights, grouped heads, rotary positions; without a tokenizer."""
     changes = {"position": "rotary", "norm": "rms_norm", "attention_bias": False, "num_kv_heads": 2}
     ffn = Dense(48, "silu", gated=True, bias=False) if seed % 2 else Dense(48)
-    config = ModelConfig(61, 300, 32, 2, 4, ffn, **(changes if seed % 2 else {}))
+    config = small_model(61, 300, 32, 2, 4, ffn, **(changes if seed % 2 else {}))
     arrays = random_arrays(config, seed, 0.2 + 0.2 * seed)
     truth = assemble(config, arrays, component("backend", "numpy", precision="float64", ops="manual"))
     for backend in ("numpy", "torch"):
@@ -128,7 +128,7 @@ def test_random_models_are_silent(seed):
 def test_what_cannot_be_tried_is_listed(checks, model_of):
     few = checks(new_tokens=1)
     assert list(few) == NAMES and not wrong(few)
-    config = ModelConfig(61, 6, 32, 1, 4, Dense(48))
+    config = small_model(61, 6, 32, 1, 4, Dense(48))
     arrays = random_arrays(config, 0, 0.3)
     built = [component("backend", "numpy", precision=name, ops="manual") for name in ("float32", "float64")]
     model, truth = (assemble(config, arrays, backend) for backend in built)

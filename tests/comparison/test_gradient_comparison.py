@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from operation_cases import CASES
+from small_models import small_model
 from tolerances import GRADIENT, GRADIENT_BY_HAND
 from torch.nn import functional
 
@@ -30,16 +31,15 @@ from transformer_lab.comparison.judging.training_loss import wrong_loss
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.decoder import forward
 from transformer_lab.model.parameters import shapes
 
 SIZES = {"vocab_size": 31, "context_length": 12, "hidden_size": 16, "num_layers": 2, "num_heads": 4}
 LLAMA = {"position": "rotary", "norm": "rms_norm", "attention_bias": False, "num_kv_heads": 2}
 MODELS = {
-    "gpt2-like": ModelConfig(**SIZES, ffn=Dense(24)),
-    "llama-like": ModelConfig(**SIZES, ffn=Dense(24, "silu", gated=True, bias=False), tied_head=False, **LLAMA),
-    "between": ModelConfig(**SIZES, ffn=Dense(24, "gelu_erf"), attention_scale_by_layer=True, **LLAMA),
+    "gpt2-like": small_model(**SIZES, ffn=Dense(24)),
+    "llama-like": small_model(**SIZES, ffn=Dense(24, "silu", gated=True, bias=False), tied_head=False, **LLAMA),
+    "between": small_model(**SIZES, ffn=Dense(24, "gelu_erf"), attention_scale_by_layer=True, **LLAMA),
 }
 IDS = np.random.default_rng(3).integers(0, 31, 11)
 
@@ -166,10 +166,13 @@ def turned(x, cos, sin):
     return torch.cat([pairs.real, pairs.imag], dim=-1)
 
 
-def attended(query, key, value, start, scale):
+def attended(query, key, value, start, scale, window=None):
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     positions = start[:, None] + torch.arange(query.shape[2])
-    hidden = torch.arange(key.shape[2])[None, None, :] > positions[:, :, None]
+    keys = torch.arange(key.shape[2])[None, None, :]
+    hidden = keys > positions[:, :, None]
+    if window is not None:
+        hidden = hidden | (keys <= positions[:, :, None] - window)
     scores = torch.einsum("bhtn,bhsn->bhts", query, key) * scale
     return torch.einsum("bhts,bhsn->bhtn", scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1), value)
 
@@ -406,7 +409,7 @@ def other_gelu(found, inputs, g):
 
 
 def with_rounded_scores(found, inputs, g):
-    query, key, value, _, scale = inputs
+    query, key, value, _, scale, *_ = inputs
     scores = torch.where(torch.ones(10, 10).tril() > 0, query @ key.mT * scale, -torch.inf)
     pattern = scores.softmax(-1)
     to_pattern = g @ value.mT

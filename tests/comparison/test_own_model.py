@@ -1,6 +1,5 @@
 """The taps of our models, fed in every way: the same as `record` shows, in the order of the computation."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import random_arrays
+from small_models import changed, small_model
 
 from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.participants.own_model import Feeding, OwnModel
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.decoder import tap_names
 
-GPT2 = ModelConfig(
+GPT2 = small_model(
     vocab_size=37,
     context_length=12,
     hidden_size=16,
@@ -26,12 +25,17 @@ GPT2 = ModelConfig(
     ffn=Dense(size=40),
     attention_scale_by_layer=True,
 )
-LLAMA = replace(
-    GPT2,
+LLAMA = small_model(
+    vocab_size=37,
+    context_length=12,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=4,
     num_kv_heads=2,
     ffn=Dense(size=24, activation="silu", gated=True, bias=False),
     position="rotary",
     norm="rms_norm",
+    attention_scale_by_layer=True,
     attention_bias=False,
     tied_head=False,
 )
@@ -76,7 +80,7 @@ def test_in_exact_mode_every_way_shows_what_record_shows(config, backend, feedin
 
 def test_in_exact_mode_jax_shows_it_too(models):
     """One way alone: programs of exact mode compile for long."""
-    config = replace(LLAMA, num_layers=1)
+    config = changed(LLAMA, num_layers=1)
     model = models(config, "jax", "exact")
     expected = models(config, "numpy", "exact").record(IDS)
     participant = OwnModel(model)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from random_models import random_arrays
+from small_models import small_model
 
 from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.participants.own_model import OwnModel
@@ -18,10 +19,9 @@ from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
-from transformer_lab.model.config import ModelConfig
 
 IDS = np.arange(5)
-CONFIG = ModelConfig(
+CONFIG = small_model(
     vocab_size=11, context_length=8, hidden_size=12, num_layers=11, num_heads=6, num_kv_heads=2, ffn=Dense(7)
 )
 # By hand, from the table in docs/taps.md.

@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 from random_models import random_arrays
+from small_models import small_model
 
 from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
-from transformer_lab.model.config import ModelConfig
 
 SEEDS = 17
 SHAPES = {
-    "gpt2": ModelConfig(
+    "gpt2": small_model(
         vocab_size=101, context_length=24, hidden_size=32, num_layers=2, num_heads=4, ffn=Dense(size=128)
     ),
-    "llama": ModelConfig(
+    "llama": small_model(
         vocab_size=101,
         context_length=24,
         hidden_size=32,

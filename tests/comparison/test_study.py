@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from reference_models import save_gpt2, save_llama
+from small_models import changed, small_model
 
 import transformer_lab as lab
 from transformer_lab.comparison.default_prompts import default_prompts
@@ -18,7 +19,6 @@ from transformer_lab.comparison.participants.participant import Function
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.decoder import tap_names
 from transformer_lab.model.init import initialise
 
@@ -149,14 +149,14 @@ def test_a_defect_of_the_shared_definition_takes_an_outsider(folder, monkeypatch
     """All backends make it, the truth and the judge too, and the report says that it shares it with them. Beside
     somebody else's program it is seen where it begins."""
     from transformer_lab.comparison.participants.transformers import Transformers
-    from transformer_lab.model import decoder
+    from transformer_lab.norm.layer_norm import LayerNorm
 
-    right = decoder.normalise
+    right = LayerNorm.__call__
 
-    def wrong(ops, config, params, x):
-        return right(ops, replace(config, norm_epsilon=1e-4), params, x)
+    def wrong(self, ops, params, x):
+        return right(replace(self, epsilon=1e-4), ops, params, x)
 
-    monkeypatch.setattr(decoder, "normalise", wrong)
+    monkeypatch.setattr(LayerNorm, "__call__", wrong)
     alone = lab.compare(folder, IDS, ["numpy", "torch"], new_tokens=0)
     assert alone.sound
     assert "shares the definition of the decoder" in alone.to_dict()["reached"]["judge"]
@@ -174,11 +174,11 @@ def test_a_single_backend_in_exact_mode_is_said_to_be_alone(folder):
 
 def test_configurations_that_differ_are_said_first(folder):
     sound = lab.load_model(folder)
-    config = replace(sound.config, norm_epsilon=1e-3)
+    config = changed(sound.config, norm_epsilon=1e-3)
     model = assemble(config, parameters_of(sound), component("backend", "numpy", precision="float32", ops="manual"))
     other = Function("theirs", model.record, config=model.config)
     found = lab.compare(folder, IDS, ["numpy"], exact=False, new_tokens=0, participants=[other])
-    assert found.verdict.startswith("The configurations differ: norm_epsilon is")
+    assert found.verdict.startswith("The configurations differ: norm.epsilon is")
     assert "A defect: blocks.0.norm_1 on theirs" in found.verdict
 
 
@@ -276,7 +276,7 @@ def test_what_is_held_is_the_taps_of_one_block():
     """Twelve layers take hardly more than two, apart from their weights."""
     peaks = {}
     for layers in (2, 12):
-        config = ModelConfig(64, 128, 32, layers, 2, Dense(size=128))
+        config = small_model(64, 128, 32, layers, 2, Dense(size=128))
         arrays = dict(initialise(config))
         models = [
             assemble(config, arrays, component("backend", "numpy", precision=precision, ops="manual"))

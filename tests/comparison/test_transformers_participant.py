@@ -4,7 +4,6 @@ The taps of transformers are judged by our plain operations in float64, which we
 share no line with it.
 """
 
-import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -102,7 +101,16 @@ def test_every_tap_in_float64(case):
             assert np.shares_memory(fitting(array, name, truth[name].shape, participant), array)
             assert error(array, truth[name]) < TAPS_FLOAT64, name
         assert differences({"ours": config, "theirs": participant.config}) == []
-        assert {field.name for field in dataclasses.fields(config)} <= {*participant.config}  # and much was compared
+        said = {
+            "vocab_size",
+            "tied_head",
+            "num_layers",
+            "norm.epsilon",
+            "attention.scale",
+            "position",
+            "ffn.activation",
+        }
+        assert said <= {*participant.config}  # and much was compared
         assert (participant.name, participant.kind, participant.precision) == (
             "transformers float64",
             "transformers",
@@ -251,13 +259,13 @@ def test_the_configuration_of_a_built_model_is_read(tmp_path):
     model = save_gpt2(tmp_path, layer_norm_epsilon=1e-6, activation_function="gelu")
     config = Transformers(model=model).config
     assert differences({"ours": ours(tmp_path).config, "theirs": config}) == []
-    assert config["norm_epsilon"] == 1e-6 and config["ffn.activation"] == "gelu_erf"
+    assert config["norm.epsilon"] == 1e-6 and config["ffn.activation"] == "gelu_erf"
     model.config.layer_norm_epsilon = 1e-3
-    assert Transformers(model=model).config["norm_epsilon"] == 1e-3
+    assert Transformers(model=model).config["norm.epsilon"] == 1e-3
     model.config.activation_function = "quick_gelu"  # which we have no word for: it keeps its own
     found = differences({"ours": ours(tmp_path).config, "theirs": Transformers(model=model).config})
     assert {row["field"]: row["values"]["theirs"] for row in found} == {
-        "norm_epsilon": "0.001",
+        "norm.epsilon": "0.001",
         "ffn.activation": "quick_gelu",
     }
     model.config.add_cross_attention = True  # and no field for this
@@ -277,7 +285,7 @@ def test_names_and_wrong_arguments(tmp_path):
     with pytest.raises(ConfigurationError, match="cannot take part in float16 here"):
         Transformers(model=model.half())
     with pytest.raises(
-        ConfigurationError, match=r"The taps of a GPT2Model are not known here; those of transformers' gpt2, "
+        ConfigurationError, match=r"The taps of a GPT2Model are not known here; those of transformers' .*gpt2, "
     ):
         Transformers(model=model.transformer)
     with pytest.raises(ConfigurationError, match="The taps of a Linear are not known here"):

@@ -3,14 +3,13 @@
 The cases are those in which an earlier version was wrong, each with a small model.
 """
 
-from dataclasses import replace
-
 import ml_dtypes
 import numpy as np
 import pytest
 import transformers
 from injected_bugs import GPT2_SHAPE, LLAMA_SHAPE
 from reference_models import save_gpt2, save_llama
+from small_models import changed
 
 import transformer_lab as lab
 from transformer_lab.backends.plain import manual
@@ -45,19 +44,19 @@ def numpy_with(folder, operation=None, wrong=None, precision="float32", **fields
     if operation is not None:
         right = getattr(ops, operation)
         setattr(ops, operation, lambda *arguments, **named: wrong(ops, right, *arguments, **named))
-    return assemble(replace(sound.config, **fields), parameters_of(sound), ops)
+    return assemble(changed(sound.config, **fields), parameters_of(sound), ops)
 
 
 # --- too little is shown (B1) -----------------------------------------------------------------------------------------
 
 
-def no_mask(ops, right, query, key, value, start, scale, tap=manual.identity):
+def no_mask(ops, right, query, key, value, start, scale, window=None, tap=manual.identity):
     """Every key is visible to every query."""
-    return right(query, key, value, start + key.shape[2], scale, tap)
+    return right(query, key, value, start + key.shape[2], scale, window, tap)
 
 
-def no_scale(ops, right, query, key, value, start, scale, tap=manual.identity):
-    return right(query, key, value, start, 1.0, tap)
+def no_scale(ops, right, query, key, value, start, scale, window=None, tap=manual.identity):
+    return right(query, key, value, start, 1.0, window, tap)
 
 
 BUGS = {"no causal mask": no_mask, "no 1/sqrt(N)": no_scale}

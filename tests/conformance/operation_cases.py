@@ -89,6 +89,11 @@ CASES: dict[str, dict[str, Case]] = {
         "square heads": Case(attention_inputs(8, 8, 8, 8, [0] * 8), (0.35,)),
         "grouped": Case(attention_inputs(6, 2, 5, 5, [0, 0]), (0.35,)),
         "grouped, one token": Case(attention_inputs(6, 2, 1, 6, [4, 5]), (0.35,)),
+        "window": Case(attention_inputs(4, 2, 9, 9, [0, 0]), (0.35, 3)),
+        "window as long as the text": Case(attention_inputs(4, 2, 9, 9, [0, 0]), (0.35, 9)),
+        "window one shorter than the text": Case(attention_inputs(4, 2, 9, 9, [0, 0]), (0.35, 8)),
+        "window, one token": Case(attention_inputs(4, 4, 1, 9, [8, 2]), (0.35, 4)),
+        "window, long prompt in pieces": Case(attention_inputs(2, 1, 200, 230, [11, 30]), (0.35, 40)),
     },
     "cross_entropy": {
         "rows": Case(lambda d: {"logits": normal(d, 3, 5, 17) * 6, "targets": d.integers(0, 17, (3, 5))}),

@@ -81,7 +81,8 @@ def outside(operation: str, arrays: list[np.ndarray], options: tuple) -> np.ndar
         group = query.shape[1] // key.shape[1]
         result = np.empty_like(query)
         for b, h, t in np.ndindex(query.shape[:3]):
-            keys = slice(0, int(start[b]) + t + 1)
+            last = int(start[b]) + t + 1
+            keys = slice(max(0, last - options[1]) if len(options) > 1 else 0, last)
             weights = scipy.special.softmax(key[b, h // group, keys] @ query[b, h, t] * options[0])
             result[b, h, t] = weights @ value[b, h // group, keys]
         return result
@@ -195,7 +196,7 @@ WRONG = {
     "logsumexp": lambda ops, x: x.max(axis=-1),
     "softmax": lambda ops, x: np.exp(x - x.max()) / np.exp(x - x.max()).sum(axis=-2, keepdims=True),
     "rotary": lambda ops, x, cos, sin: x,
-    "attention": lambda ops, q, k, v, start, scale: ops_without_mask(q, k, v, scale),
+    "attention": lambda ops, q, k, v, start, scale, window=None: ops_without_mask(q, k, v, scale),
     "cross_entropy": lambda ops, logits, targets: -logits.max(-1),
 }
 

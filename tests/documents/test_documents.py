@@ -146,8 +146,10 @@ def test_the_map_of_the_readme_is_complete():
 def test_the_table_of_taps_is_complete_and_has_the_right_shapes():
     model = load_model("storybook", ops="manual")
     config = model.config
-    sizes = {"B": 2, "T": 4, "S": 4, "D": config.hidden_size, "H": config.num_heads, "K": config.num_kv_heads}
-    sizes |= {"N": config.head_size, "F": config.ffn.size, "V": config.vocab_size}
+    sizes = {"B": 2, "T": 4, "S": 4, "D": config.hidden_size, "V": config.vocab_size}
+    block = config.blocks[0]
+    sizes |= {"H": block.attention.num_heads, "K": block.attention.num_kv_heads, "N": block.attention.head_size}
+    sizes |= {"F": block.ffn.size}
     table = dict(re.findall(r"^\| `([\w.{}]+)` \| \[(.*?)\] \|", read("docs/taps.md"), re.MULTILINE))
     order = [re.sub(r"\.\d+\.", ".{i}.", name) for name in tap_names(config)]
     assert list(table) == list(dict.fromkeys(order))

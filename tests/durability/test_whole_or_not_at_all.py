@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 from child_jobs import disturbed, forked, make_root, recorded, start_server
 from fault_layer import Fault, make_tree, tree
+from small_models import small_model
 
 from transformer_lab.atomic_file import write_json
 from transformer_lab.checkpoints import save_folder
 from transformer_lab.comparison.participants.dumped import write_dump
 from transformer_lab.comparison.reporting.report import Report
 from transformer_lab.ffn.dense import Dense
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.init import initialise
 from transformer_lab.tokenizers import train_tokenizer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-CONFIG = ModelConfig(20, 8, 8, 1, 2, Dense(16))
+CONFIG = small_model(20, 8, 8, 1, 2, Dense(16))
 
 
 def model(root: Path, seed: int, max_shard_size: int | None = None) -> None:

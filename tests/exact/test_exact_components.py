@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from small_models import small_model
 from test_exact_operations import INSTALLED
 from tolerances import GRADIENT
 
@@ -18,7 +19,6 @@ from transformer_lab.comparison.judging.training_loss import parameter_gradients
 from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.language_model import assemble
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import nest, shapes
 
 
@@ -110,7 +110,7 @@ IDS = np.random.default_rng(3).integers(0, 31, (2, 12))
 
 
 def model(ffn, backend):
-    draw, config = np.random.default_rng(5), ModelConfig(**SIZES, ffn=ffn)
+    draw, config = np.random.default_rng(5), small_model(**SIZES, ffn=ffn)
     weights = {
         place: (draw.standard_normal(shape) * 0.5 + (1.0 if place.endswith((".weight", "gain")) else 0.0)).astype("f4")
         for place, shape in shapes(config).items()

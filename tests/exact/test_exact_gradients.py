@@ -7,6 +7,7 @@ import mpmath
 import numpy as np
 import pytest
 from operation_cases import CASES, Case
+from small_models import small_model
 from test_exact_operations import CASE_LIST, INSTALLED, float32_inputs, on_backends, rounded, truth
 from tolerances import GRADIENT
 
@@ -19,7 +20,6 @@ from transformer_lab.comparison.judging.training_loss import parameter_gradients
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.language_model import assemble
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import shapes
 
 exactly = np.vectorize(lambda v: mpmath.mpf(float(v)), otypes=[object])
@@ -83,7 +83,7 @@ def true_gradients(operation, inputs, options, g):
         to_x = np.concatenate([g1 * cos + g2 * sin, g2 * cos - g1 * sin], axis=-1)
         found = [to_x, (g1 * x1 + g2 * x2).sum(1), (g2 * x1 - g1 * x2).sum(1)]
     elif operation == "attention":
-        found = true_attention(*arrays, options[0], g)
+        found = true_attention(*arrays, g, *options)
     else:
         scalar = {
             "relu": lambda v: mpmath.mpf(v > 0),
@@ -100,12 +100,13 @@ def gelu_tanh(x):
     return x / (1 + mpmath.exp(-2 * mpmath.sqrt(2 / mpmath.pi) * (x + mpmath.mpf("0.044715") * x**3)))
 
 
-def true_attention(query, key, value, start, scale, g):
+def true_attention(query, key, value, start, g, scale, window=None):
     batch, heads, queries, _ = query.shape
     group, scale = heads // key.shape[1], mpmath.mpf(scale)
     to_query, to_key, to_value = (np.full(array.shape, mpmath.mpf(0)) for array in (query, key, value))
     for b, h, t in np.ndindex(batch, heads, queries):
-        seen = (b, h // group, slice(0, int(start[b]) + t + 1))
+        last = int(start[b]) + t + 1
+        seen = (b, h // group, slice(0 if window is None else max(0, last - window), last))
         q, k, v, here = exactly(query[b, h, t]), exactly(key[seen]), exactly(value[seen]), g[b, h, t]
         scores = once(scale * (k @ q)).astype(np.float64)
         p = exactly(truth("softmax", {"x": scores[None]}, ())[0])
@@ -124,10 +125,10 @@ def equal_bits(found, expected):
 
 
 # The long prompt has 180,000 elements of a softmax: minutes in decimal arithmetic, for nothing that others lack.
-LONG = ("attention", "long prompt in pieces")
+LONG = [("attention", "long prompt in pieces"), ("attention", "window, long prompt in pieces")]
 
 
-@pytest.mark.parametrize(("name", "operation", "title"), on_backends([pair for pair in CASE_LIST if pair != LONG]))
+@pytest.mark.parametrize(("name", "operation", "title"), on_backends([pair for pair in CASE_LIST if pair not in LONG]))
 def test_correctly_rounded(name, operation, title):
     case = CASES[operation][title]
     inputs = float32_inputs(case)
@@ -224,7 +225,7 @@ def test_zeros_and_denormals(name):
 
 
 # On JAX the second look has its own machinery, the same for all: one operation of each kind of second look.
-AGAIN = [pair for pair in CASE_LIST if pair[0] != "relu" and pair != LONG]
+AGAIN = [pair for pair in CASE_LIST if pair[0] != "relu" and pair not in LONG]
 ON_JAX = {("layer_norm", "large epsilon"), ("cross_entropy", "rows"), ("silu", "ordinary")}
 
 
@@ -345,12 +346,12 @@ LLAMA = {
     "attention_bias": False, "tied_head": False, "num_kv_heads": 2,
 }  # fmt: skip
 MODELS = {
-    "gpt2-like": ModelConfig(**GPT2, num_layers=1),
-    "llama-like": ModelConfig(**LLAMA, num_layers=1),
-    "gpt2-like, two layers": ModelConfig(**GPT2, num_layers=2, attention_scale_by_layer=True),
-    "llama-like, two layers": ModelConfig(**LLAMA, num_layers=2),
-    "gelu_erf": ModelConfig(**{**GPT2, "ffn": Dense(24, "gelu_erf")}, num_layers=1),
-    "relu, gated, tied": ModelConfig(
+    "gpt2-like": small_model(**GPT2, num_layers=1),
+    "llama-like": small_model(**LLAMA, num_layers=1),
+    "gpt2-like, two layers": small_model(**GPT2, num_layers=2, attention_scale_by_layer=True),
+    "llama-like, two layers": small_model(**LLAMA, num_layers=2),
+    "gelu_erf": small_model(**{**GPT2, "ffn": Dense(24, "gelu_erf")}, num_layers=1),
+    "relu, gated, tied": small_model(
         **{**LLAMA, "ffn": Dense(24, "relu", gated=True), "tied_head": True}, num_layers=1
     ),
 }

@@ -32,6 +32,9 @@ from safetensors.numpy import save
 from training_checkpoints import checkpoint_kind
 
 import transformer_lab as lab
+from transformer_lab.attention.softmax import SoftmaxAttention
+from transformer_lab.block.parallel import Parallel
+from transformer_lab.block.sequential import Sequential
 from transformer_lab.checkpoints import (
     inspect_folder,
     load_parameters,
@@ -46,19 +49,26 @@ from transformer_lab.errors import InputFileError, LabError
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, shapes
+from transformer_lab.norm.layer_norm import LayerNorm
+from transformer_lab.norm.rms_norm import RMSNorm
+from transformer_lab.position.learned import Learned
+from transformer_lab.position.rotary import Rotary
 from transformer_lab.tokenizers import ByteBPE, load_tokenizer_folder
 from transformer_lab.tokenizers.gpt2_split import GPT2_SPLIT
 
 MOST_GROWTH = 700e6  # bytes above the interpreter with everything imported
 INDEX = "model.safetensors.index.json"
 
-GPT2 = ModelConfig(20, 8, 8, 2, 2, Dense(8))
-LLAMA = ModelConfig(
-    20, 8, 8, 1, 2, Dense(8, "silu", gated=True, bias=False), position="rotary", norm="rms_norm", attention_bias=False
-)
+_GPT2_BLOCK = Sequential(SoftmaxAttention(2, 4), Dense(8), LayerNorm())
+GPT2 = ModelConfig(20, 8, 8, (_GPT2_BLOCK,) * 2, LayerNorm(), Learned())
+_ROTARY = SoftmaxAttention(2, 4, position=Rotary(), qkv_bias=False, out_bias=False)
+_LLAMA_BLOCK = Sequential(_ROTARY, Dense(8, "silu", gated=True, bias=False), RMSNorm())
+LLAMA = ModelConfig(20, 8, 8, (_LLAMA_BLOCK,), RMSNorm())
+# Held by our own family alone.
+OURS = ModelConfig(20, 8, 8, (Parallel(_ROTARY, Dense(8), LayerNorm()), _LLAMA_BLOCK), RMSNorm(), tied_head=False)
 
 # Large enough a vocabulary for a tokenizer.
-TALKING_GPT2 = replace(GPT2, vocab_size=280, num_layers=1)
+TALKING_GPT2 = replace(GPT2, vocab_size=280, blocks=GPT2.blocks[:1])
 TALKING_LLAMA = replace(LLAMA, vocab_size=280)
 
 # Fields that change the function and that a small model does not have of itself.
@@ -101,7 +111,7 @@ def tokenizer_template():
 
 
 def whole(rng):
-    return template(rng.choice([GPT2, LLAMA]), dtype=rng.choice(["float32", "float16", "bfloat16"]))
+    return template(rng.choice([GPT2, LLAMA, OURS]), dtype=rng.choice(["float32", "float16", "bfloat16"]))
 
 
 def header_and_rest(data):

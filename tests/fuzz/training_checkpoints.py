@@ -10,12 +10,17 @@ from pathlib import Path
 import numpy as np
 from damage import damage, damage_bytes, dumped, odd, put
 
+from transformer_lab.attention.softmax import SoftmaxAttention
+from transformer_lab.block.sequential import Sequential
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.init import initialise
+from transformer_lab.norm.layer_norm import LayerNorm
+from transformer_lab.position.learned import Learned
 from transformer_lab.training import checkpoint
 
-CONFIG = ModelConfig(20, 8, 8, 1, 2, Dense(8))
+_BLOCK = Sequential(SoftmaxAttention(2, 4), Dense(8), LayerNorm())
+CONFIG = ModelConfig(20, 8, 8, (_BLOCK,), LayerNorm(), Learned())
 FACTS = {
     "identity": {"seed": 0, "backend": "numpy"}, "surroundings": {"numpy": "2.0"}, "best": {"step": 3, "loss": 1.5},
     "loss": 1.25, "evaluation": {"loss": 1.5, "tokens": 100},

@@ -166,7 +166,7 @@ def test_taps_of_the_plain_attention_are_seen_and_can_be_changed():
             seen[name] = x
             return x * 0.5 if halve and name == "pattern" else x
 
-        return ops.xp.sum(ops.attention(query, inputs["key"], inputs["value"], inputs["start"], 0.35, tap) ** 2)
+        return ops.xp.sum(ops.attention(query, inputs["key"], inputs["value"], inputs["start"], 0.35, tap=tap) ** 2)
 
     whole, half = (ops.value_and_grad(lambda q, h=h: loss(q, h))(inputs["query"])[1] for h in (False, True))
     assert seen["scores"].shape == seen["pattern"].shape == (2, 6, 5, 5)

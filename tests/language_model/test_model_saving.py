@@ -101,7 +101,7 @@ def test_random_weights_are_the_same_on_all_backends(shape_only, tmp_path):
 
 def test_the_feed_forward_network_can_be_changed(shape_only, tmp_path):
     model = lab.load_model(shape_only, weights="random", ffn={"size": 10, "activation": "relu"})
-    assert (model.config.ffn.size, model.config.ffn.activation) == (10, "relu")
+    assert (model.config.blocks[0].ffn.size, model.config.blocks[-1].ffn.activation) == (10, "relu")
     model.save(tmp_path / "saved")
     fields = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert (fields["n_inner"], fields["activation_function"]) == (10, "relu")

@@ -140,6 +140,7 @@ def test_what_json_cannot_hold():
         {},
         {"tokenizer_config.json": b"{}"},
         {"tokenizer_config.json": b'{"chat_template": [{"name": "other", "template": "x"}]}'},
+        {"tokenizer_config.json": b'{"chat_template": [{"name": ["default"], "template": "x"}]}'},
         {"tokenizer_config.json": b'{"chat_template": 3}'},
         {"chat_template.json": b"{}"},
         {"chat_template.jinja": b"\xff"},

@@ -451,11 +451,16 @@ def test_wrong_ids_in_files(token, token_id, words, folder):
 
 
 def test_a_missing_byte(folder):
+    """SmolLM2's vocabulary lacks some control characters: text with one is read, and it is left out."""
+
     def edit(vocab):
-        vocab["new"] = vocab.pop("ÿ")
+        vocab["new"] = vocab.pop("Ą")  # byte 0x04
 
     change(only(folder, "vocab.json", "merges.txt") / "vocab.json", edit)
-    refused(folder, "vocab.json", "0xff")
+    ours, library = load_tokenizer(folder), load_tokenizer(folder, "huggingface")
+    for text in ("a\x04b", "\x04", "the\x04\x04 the", "ä the"):
+        assert ours.encode(text) == library.encode(text)
+        assert ours.decode(ours.encode(text)) == text.replace("\x04", "")
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,15 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from small_models import small_model
 
 import transformer_lab as lab
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.left_over import temporary_name
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.init import initialise
 from transformer_lab.training import checkpoint
 
-CONFIG = ModelConfig(20, 8, 8, 1, 2, Dense(16))
+CONFIG = small_model(20, 8, 8, 1, 2, Dense(16))
 
 
 def trees(seed=0):

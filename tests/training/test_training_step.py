@@ -2,19 +2,19 @@
 
 import numpy as np
 import pytest
+from small_models import small_model
 from tolerances import LOSS_CURVE
 
 import transformer_lab as lab
 from transformer_lab.config import component
 from transformer_lab.ffn.dense import Dense
-from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.init import initialise
 from transformer_lab.training.optimizer import AdamW
 from transformer_lab.training.schedule import Cosine
 from transformer_lab.training.step import TrainingStep
 
-GPT2 = ModelConfig(97, 16, 128, 4, 4, Dense(256))
-LLAMA = ModelConfig(
+GPT2 = small_model(97, 16, 128, 4, 4, Dense(256))
+LLAMA = small_model(
     97,
     16,
     128,

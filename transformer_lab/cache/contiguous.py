@@ -28,8 +28,9 @@ class Contiguous:
     """Room for every token of a generation, allocated once."""
 
     def allocate(self, ops: Any, config: ModelConfig, batch: int, capacity: int) -> list[ContiguousLayer]:
-        shape = (batch, config.num_kv_heads, capacity, config.head_size)
-        return [ContiguousLayer(ops.zeros(shape), ops.zeros(shape)) for _ in range(config.num_layers)]
+        parts = [block.attention for block in config.blocks]
+        shapes = [(batch, part.num_kv_heads, capacity, part.head_size) for part in parts]
+        return [ContiguousLayer(ops.zeros(shape), ops.zeros(shape)) for shape in shapes]
 
     def first(self, ops: Any, cache: list[ContiguousLayer], length: int) -> list[ContiguousLayer]:
         """The cache as far as `length` positions.

@@ -8,7 +8,7 @@ from transformer_lab.checkpoints.loading import load_parameters
 from transformer_lab.checkpoints.lora import holds_adapter, named_base
 from transformer_lab.checkpoints.original import Original, read_original
 from transformer_lab.checkpoints.saving import save_folder
-from transformer_lab.checkpoints.weight_files import has_weights
+from transformer_lab.checkpoints.weight_files import has_weights, weight_files
 
 __all__ = [
     "Inspection",
@@ -23,5 +23,6 @@ __all__ = [
     "read_original",
     "save_folder",
     "to_hf",
+    "weight_files",
     "weights_sha256",
 ]

@@ -5,6 +5,7 @@ does in transformers too. What the fields mean is known to the families alone.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,13 +27,22 @@ ACTIVATIONS = {
 }
 
 
+def activation_name(ours: str) -> str:
+    """The inverse."""
+    return next(name for name, meant in ACTIVATIONS.items() if meant == ours)
+
+
 class Fields:
-    """`values` as read from the file at `path`. `aliases` maps a second name of a field to its first one."""
+    """`values` as read from the file at `path`. `aliases` maps a family's own name of a field to the usual one, under
+    which it is asked for; what is said about it has the name that the file has."""
 
     def __init__(self, path: Path, values: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> None:
         self.path = path
         self.values = dict(values)
+        self.written = {}  # usual name -> the file's
         for alias, name in (aliases or {}).items():
+            if name not in self.values:
+                self.written[name] = alias
             if alias not in self.values:
                 continue
             value = self.values.pop(alias)
@@ -40,8 +50,16 @@ class Fields:
                 self.refuse(name, f"is {shown(self.values[name])}, but {alias!r}, which means the same, differs")
             self.values[name] = value
 
+    def without(self, *names: str) -> "Fields":
+        """The same, as if these fields were absent."""
+        fields = Fields(self.path, {name: value for name, value in self.values.items() if name not in names})
+        fields.written = self.written
+        return fields
+
     def refuse(self, name: str, reason: str) -> NoReturn:
-        message = f"{self.path}: the field {name!r} {reason}."
+        for usual, written in self.written.items():
+            reason = re.sub(rf"\b{usual}\b", written, reason)
+        message = f"{self.path}: the field {self.written.get(name, name)!r} {reason}."
         raise InputFileError(message)
 
     def whole(self, name: str, default: int, largest: int) -> int:
@@ -71,7 +89,7 @@ class Fields:
             self.refuse(name, f"is {shown(value)}; choose one of {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
-    def token_ids(self, name: str, default: int, vocab_size: int) -> tuple[int, ...]:
+    def token_ids(self, name: str, default: int | None, vocab_size: int) -> tuple[int, ...]:
         """The ids in the field: none for null, several for a list.
 
         An id outside the vocabulary can never be generated, so it stands for none, as in transformers: a small model
@@ -88,11 +106,15 @@ class Fields:
         if name in self.values and not any(self.values[name] is choice for choice in allowed):
             self.refuse(name, f"is {shown(self.values[name])}; {why}")
 
-    def require_plain_decoder(self, context_length: int) -> None:
+    def require_decoder(self) -> None:
         """Fields of every family that would change the function, in the way that transformers 5 reads them."""
         self.require("quantization_config", (None,), "quantized checkpoints are not read, save it unquantized")
         self.require("per_layer_config", (None,), "layers of different shapes are not offered")
         self.require("is_causal", (None, True), "only causal attention is offered")
+
+    def require_plain_decoder(self, context_length: int) -> None:
+        """The same, of a family that has no windows."""
+        self.require_decoder()
         window = self.values.get("sliding_window")
         if window is not None and not (type(window) is int and window >= context_length):
             self.refuse("sliding_window", f"is {shown(window)}; only null, full attention, is offered")

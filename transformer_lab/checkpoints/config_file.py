@@ -20,6 +20,7 @@ from transformer_lab.paths import expanded
 
 CONFIG = "config.json"
 LARGEST_CONFIG = 10_000_000
+_USUAL = ("gpt2", "llama")  # taken first, if several families could hold a model
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -45,22 +46,32 @@ def read_config(folder: str | Path) -> ModelConfig:
     return config
 
 
-def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The fields of config.json, in the first family that can express `config`; ConfigurationError if none can."""
-    return family_for(config)[1]
+def to_hf(config: ModelConfig, preferred: str | None = None) -> dict[str, Any]:
+    """The fields of config.json, in the first family that can express `config`."""
+    return family_for(config, preferred)[1]
 
 
-def family_for(config: ModelConfig) -> tuple[ModuleType, dict[str, Any]]:
-    """The first family that can express `config`, and its fields of config.json."""
-    reasons = []
-    for name in families.names():
+def family_for(config: ModelConfig, preferred: str | None = None) -> tuple[ModuleType, dict[str, Any]]:
+    """The first family that can express `config`, and its fields of config.json: the preferred one (that the model
+    comes from) before all others, and our own (`families/transformer_lab.py`), which holds every model, after them.
+    """
+
+    def turn(name: str) -> tuple[bool, bool, bool, str]:
+        return name != preferred, name == families.OURS, name not in _USUAL, name
+
+    for name in sorted(families.names(), key=turn):
         family = families.find(name)
         assert family is not None
         try:
-            return family, family.fields_from(config)
-        except ConfigurationError as error:
-            reasons.append(str(error))
-    message = f"No checkpoint family can hold this model: {'; '.join(reasons)}."
+            architecture = [] if family.ARCHITECTURE is None else [family.ARCHITECTURE]
+            fields = {"model_type": name, "architectures": architecture} | family.fields_from(config)
+            # Ours need not be read again: a part from outside would be missing.
+            if name == families.OURS or family.config_from(Fields(Path(CONFIG), fields)) == config:
+                family.NAMES.stored(config)
+                return family, fields
+        except (ConfigurationError, InputFileError, AttributeError, TypeError, StopIteration):
+            continue  # a part of the model is none that this family has
+    message = "No checkpoint family can hold this model."
     raise ConfigurationError(message)
 
 

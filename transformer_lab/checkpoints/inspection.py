@@ -17,6 +17,7 @@ from transformer_lab.checkpoints.lora import holds_adapter
 from transformer_lab.checkpoints.original import read_original
 from transformer_lab.checkpoints.regular_file import is_there
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_header
+from transformer_lab.checkpoints.tied_head import by_short_name
 from transformer_lab.checkpoints.weight_files import (
     PICKLES,
     SINGLE,
@@ -110,7 +111,7 @@ def inspect_folder(path: str | Path, adapter: Path | None = None) -> Inspection:
         if is_there(path / CONFIG):
             fields = read_object(path / CONFIG, LARGEST_CONFIG)
         family, _ = read_family(path)
-        parameters = {name for name in tensors if not family.BUFFERS.fullmatch(name.removeprefix(family.PREFIX))}
+        parameters = {tensor.name for tensor in by_short_name(tensors, family).values()}
         config = read_config(path)
         generation = None if (found := read_original(path).generation) is None else dict(found)
         if not problems:

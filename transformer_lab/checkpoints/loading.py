@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from transformer_lab.checkpoints.config_file import CONFIG, read_family
-from transformer_lab.checkpoints.families import Stored
 from transformer_lab.checkpoints.lora import Adapter, holds_adapter, read_adapter
 from transformer_lab.checkpoints.number_formats import FLOATS
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_into
+from transformer_lab.checkpoints.tensor_names import Stored
 from transformer_lab.checkpoints.tied_head import by_short_name, head_differs
 from transformer_lab.checkpoints.weight_files import read_headers
 from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError, listed, shown
@@ -79,7 +79,7 @@ def require_loadable(
     """
     family, _ = read_family(folder)
     tensors = by_short_name(read_headers(folder), family)
-    wanted: dict[str, Stored] = family.stored(config)
+    wanted: dict[str, Stored] = family.NAMES.stored(config)
     _settle_tied_head(folder, config, family, tensors)
     _require_fit(folder, wanted, tensors)
     if adapter is None and holds_adapter(folder):
@@ -103,23 +103,23 @@ def _read(
         if lora is not None:
             lora.add_to(part, name, stored.transposed)
         start += shape[0]
-    return array.T if stored.transposed else array
+    return stored.from_file(array)
 
 
 def _settle_tied_head(folder: Path, config: ModelConfig, family: ModuleType, tensors: dict[str, Tensor]) -> None:
     """A tied model needs one of embedding and head, whichever is there; if both are, they must be equal."""
-    if not config.tied_head or family.HEAD not in tensors:
+    if not config.tied_head or family.NAMES.head_kernel not in tensors:
         return
-    if family.EMBEDDING not in tensors:
-        tensors[family.EMBEDDING] = tensors.pop(family.HEAD)
-    elif tensors[family.HEAD].shape == tensors[family.EMBEDDING].shape:
+    if family.NAMES.embedding not in tensors:
+        tensors[family.NAMES.embedding] = tensors.pop(family.NAMES.head_kernel)
+    elif tensors[family.NAMES.head_kernel].shape == tensors[family.NAMES.embedding].shape:
         if head_differs(tensors, family):
             message = (
-                f"{folder}: {shown(family.HEAD)} and {shown(family.EMBEDDING)} hold different values, but the "
-                f"configuration ties them; set 'tie_word_embeddings' to false in {CONFIG}."
+                f"{folder}: {shown(family.NAMES.head_kernel)} and {shown(family.NAMES.embedding)} hold different "
+                f"values, but the configuration ties them; set 'tie_word_embeddings' to false in {CONFIG}."
             )
             raise InputFileError(message)
-        del tensors[family.HEAD]
+        del tensors[family.NAMES.head_kernel]
 
 
 def _require_fit(folder: Path, wanted: Mapping[str, Stored], tensors: Mapping[str, Tensor]) -> None:

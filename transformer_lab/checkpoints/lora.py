@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from transformer_lab.checkpoints.config_fields import Fields
-from transformer_lab.checkpoints.families import Stored
 from transformer_lab.checkpoints.json_file import read_object
 from transformer_lab.checkpoints.number_formats import FLOATS
 from transformer_lab.checkpoints.regular_file import is_there
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_header, read_into
+from transformer_lab.checkpoints.tensor_names import Stored
 from transformer_lab.errors import InputFileError, listed, shown
 
 ADAPTER_CONFIG = "adapter_config.json"

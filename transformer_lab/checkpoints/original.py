@@ -54,7 +54,7 @@ def read_original(folder: str | Path) -> Original:
     family, fields = read_family(folder)
     path = folder / GENERATION_CONFIG
     if not is_there(path):
-        return Original(fields.values, None, family.end_ids(fields))
+        return Original(fields.values, None, family.SIZES.end_ids(fields))
     generation = read_object(path, LARGEST_CONFIG)
     vocab_size = family.config_from(fields).vocab_size
     ends = Fields(path, {"eos_token_id": None} | generation).token_ids("eos_token_id", 0, vocab_size)

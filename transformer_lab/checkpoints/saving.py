@@ -17,10 +17,10 @@ import numpy as np
 
 from transformer_lab.atomic_file import Write, of_content, sync_folder, write_files
 from transformer_lab.checkpoints.config_file import CONFIG, family_for
-from transformer_lab.checkpoints.families import Stored
 from transformer_lab.checkpoints.number_formats import BITS, NAMES
 from transformer_lab.checkpoints.original import GENERATION_CONFIG, Original, completed
 from transformer_lab.checkpoints.safetensors_file import write
+from transformer_lab.checkpoints.tensor_names import Stored
 from transformer_lab.checkpoints.weight_files import INDEX, SINGLE
 from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError, listed
 from transformer_lab.model.config import ModelConfig
@@ -56,12 +56,13 @@ def save_folder(
     if max_shard_size is not None and max_shard_size < 1:
         message = f"max_shard_size is {max_shard_size}; it must be a positive number of bytes."
         raise ConfigurationError(message)
-    family, fields = family_for(config)
+    original = original or Original()
+    family, fields = family_for(config, original.fields.get("model_type"))
     flat = dict(flatten(named_tensors))
     _require_fit(config, flat)
-    stored: dict[str, Stored] = family.stored(config)
+    stored: dict[str, Stored] = family.NAMES.stored(config)
     parts = [
-        (name if name == family.HEAD else family.PREFIX + name, shape, array)
+        (family.NAMES.in_file(name, family.PREFIX), shape, array)
         for ours, form in stored.items()
         for name, shape, array in _split(flat[ours], form)
     ]
@@ -73,7 +74,6 @@ def save_folder(
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         contents[file] = lambda handle, shard=shard: write(handle, shard, format)  # type: ignore[misc]
         weight_map |= {name: file for name, _, _ in shard}
-    original = original or Original()
     contents[CONFIG] = _json(completed(fields, original, family, config) | {"dtype": dtype})
     if original.generation is not None:
         contents[GENERATION_CONFIG] = _json(original.generation)
@@ -95,8 +95,7 @@ def _split(array: Any, form: Stored) -> list[_Part]:
 
 
 def _stored_layout(array: Any, form: Stored) -> Any:
-    array = np.asarray(array)
-    return array.T if form.transposed else array
+    return form.to_file(np.asarray(array))
 
 
 def _require_fit(config: ModelConfig, flat: Mapping[str, Any]) -> None:

@@ -11,13 +11,15 @@ from transformer_lab.checkpoints.safetensors_file import Tensor, read_into
 from transformer_lab.errors import InputFileError, shown
 
 _ELEMENTS_AT_ONCE = 1_000_000
+COMPILED = "_orig_mod."  # what torch.compile puts before the names of a model that is saved without being unpacked
 
 
 def by_short_name(tensors: Mapping[str, Tensor], family: ModuleType) -> dict[str, Tensor]:
-    """The tensors by their names without the family's prefix, which a file may have or not; no buffers."""
+    """The tensors by their names without the family's prefix, which a file may have or not, and without that of
+    torch.compile; no buffers."""
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        short = name.removeprefix(family.PREFIX)
+        short = name.removeprefix(COMPILED).removeprefix(family.PREFIX)
         if family.BUFFERS.fullmatch(short):
             continue
         if short in result:
@@ -29,7 +31,7 @@ def by_short_name(tensors: Mapping[str, Tensor], family: ModuleType) -> dict[str
 
 def head_differs(tensors: Mapping[str, Tensor], family: ModuleType) -> bool:
     """Whether both are there with different values; compared piece by piece, in float64, where every format fits."""
-    embedding, head = tensors.get(family.EMBEDDING), tensors.get(family.HEAD)
+    embedding, head = tensors.get(family.NAMES.embedding), tensors.get(family.NAMES.head_kernel)
     if embedding is None or head is None or embedding.shape != head.shape:
         return False
     if embedding.format not in FLOATS or head.format not in FLOATS:

@@ -2,8 +2,8 @@
 
 Either `model.safetensors`, or `model.safetensors.index.json` and the shards it names, whatever they are called; the
 single file wins, as in transformers. Shards whose index is gone are found by their numbers, NAME-00001-of-00002, as
-long as none is missing. Pickle files can run code when they are read, so they are refused, with the way to convert
-them.
+long as none is missing; and a single file of another name is taken where it is the only one. Pickle files can run code
+when they are read, so they are refused, with the way to convert them.
 """
 
 import os
@@ -52,18 +52,20 @@ def weight_files(folder: Path) -> list[Path]:
     if shards := shards_without_index(names, str(folder)):
         return [folder / name for name in shards]
     message = f"{folder} has no weights: looked for {SINGLE} and {INDEX}."
+    others = [name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_")]
+    if len(others) == 1:  # there is no doubt about which is meant
+        return [folder / others[0]]
     if pickles := [name for name in names if name.endswith(PICKLES)]:
         message = f"{folder} has no {SINGLE}. " + pickle_refusal(pickles)
-    elif others := [name for name in names if name.endswith(".safetensors")]:
+    elif others:
         message += f" It has {listed([shown(name) for name in others])}; rename the one that is meant."
     raise InputFileError(message)
 
 
 def has_weights(folder: Path) -> bool:
     """Whether something is there that `weight_files` would read or refuse by its name."""
-    if is_there(folder / SINGLE) or is_there(folder / INDEX):
-        return True
-    return any(_SHARD.fullmatch(name) for name in os.listdir(folder))
+    names = os.listdir(folder)
+    return INDEX in names or any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names)
 
 
 def shards_without_index(names: Iterable[str], where: str) -> list[str]:

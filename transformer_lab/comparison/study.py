@@ -58,7 +58,7 @@ def compare(
     gradients: of the loss of the first LONGEST_GRADIENT tokens of the first prompt, on backends that train; in exact
     mode they must be equal, too. sweeps: names out of `sweeps.SWEEPS`, on the first prompt. new_tokens: how far each
     backend continues the prompts, `runs` times; no further than the context goes. options: further arguments of
-    load_model (revision, weights, seed, ffn, device).
+    load_model (revision, weights, seed, device, and parts such as ffn).
     progress(what, done, total) is called on the way.
 
     Raises ConfigurationError, InputFileError or UnavailableError; each says in words what to do.

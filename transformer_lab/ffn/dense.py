@@ -6,7 +6,8 @@ It is what `ffn=dense` builds. It knows neither the block around it nor where it
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from transformer_lab.errors import ConfigurationError
+from transformer_lab.model.axes import Axis, Shape
+from transformer_lab.model.limits import LIMITS, require_choice, require_whole
 
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu", "silu")
 
@@ -26,19 +27,16 @@ class Dense:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            message = f"ffn.activation is {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}."
-            raise ConfigurationError(message)
-        if not isinstance(self.size, int) or self.size < 1:
-            message = f"ffn.size is {self.size!r}; it must be a whole number of at least 1."
-            raise ConfigurationError(message)
+        require_choice("ffn.activation", self.activation, ACTIVATIONS)
+        require_whole("ffn.size", self.size, 100 * LIMITS["hidden_size"])
 
-    def shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, hidden_size: int) -> dict[str, Shape]:
         """The parameters below `blocks.{i}.ffn`, by dotted name, kernels as [in, out]."""
-        maps = {"up": (hidden_size, self.size), "down": (self.size, hidden_size)}
+        inner = Axis(self.size, "ffn")
+        maps = {"up": (hidden_size, inner), "down": (inner, hidden_size)}
         if self.gated:
-            maps["gate"] = (hidden_size, self.size)
-        shapes: dict[str, tuple[int, ...]] = {f"{name}.kernel": shape for name, shape in maps.items()}
+            maps["gate"] = (hidden_size, inner)
+        shapes: dict[str, Shape] = {f"{name}.kernel": shape for name, shape in maps.items()}
         if self.bias:
             shapes |= {f"{name}.bias": shape[1:] for name, shape in maps.items()}
         return shapes

@@ -21,7 +21,7 @@ class Engine:
 
         def extend(params: Any, token_ids: Any, start: Any, last: Any, cache: Any) -> tuple[Any, Any]:
             """Feeds token_ids [B, T] from positions start [B]; -> (logits [B, V] after each row's `last`, cache)."""
-            logits, cache = forward(ops, config, params, token_ids, start, cache, logits_at=last)
+            logits, cache = forward(ops, config, params, token_ids, start, cache, logits_at=last, lengths=last + 1)
             return logits[:, 0, :], cache
 
         def greedy(params: Any, token: Any, start: Any, cache: Any, found: Any, scores: Any, count: Any) -> Any:

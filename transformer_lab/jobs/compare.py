@@ -6,7 +6,7 @@ from typing import Any
 
 from transformer_lab.config import Settings, available_backends
 from transformer_lab.errors import ConfigurationError, printable
-from transformer_lab.jobs.loading import feed_forward_changes, progress_bar
+from transformer_lab.jobs.loading import chosen_parts, progress_bar
 from transformer_lab.jobs.prompts import chosen_prompt
 from transformer_lab.jobs.record import Result
 
@@ -64,7 +64,7 @@ class Compare:
                 new_tokens=self.new_tokens,
                 runs=self.runs,
                 options={name: model[name] for name in ("revision", "weights")}
-                | {"seed": settings.seed, "ffn": feed_forward_changes(settings)},
+                | {"seed": settings.seed, **chosen_parts(settings)},
                 progress=progress,
             )
         assert settings.folder is not None

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from transformer_lab.config import Settings
@@ -26,7 +27,7 @@ def load_chosen_model(settings: Settings) -> Any:
             ops=ops,
             tokenizer=settings.sections["tokenizer"]["name"],
             cache=settings.build("cache"),
-            ffn=feed_forward_changes(settings),
+            **chosen_parts(settings),
             revision=chosen["revision"],
             weights=chosen["weights"],
             seed=settings.seed,
@@ -53,11 +54,17 @@ def in_words(model: Any) -> str:
     return f"{printable(model.source)}, {model.parameters_count:,} parameters; {where}"
 
 
-def feed_forward_changes(settings: Settings) -> Any:
-    """A component that replaces the model's feed-forward network, or the fields to change in its own, or None."""
-    section = settings.sections["ffn"]
+def chosen_parts(settings: Settings) -> dict[str, Any]:
+    """The parts that replace those of the model, or the fields to change in them: what `with_parts` takes."""
+    from transformer_lab.language_model.changed_parts import PARTS
+
+    return {group: part for group in PARTS if (part := _chosen_part(settings, group)) is not None}
+
+
+def _chosen_part(settings: Settings, group: str) -> Any:
+    section = settings.sections.get(group) or {}
     if "_target_" in section:
-        return settings.build("ffn")
+        return partial(settings.build, group) if group == "block" else settings.build(group)
     return {name: value for name, value in section.items() if value is not None} or None
 
 

@@ -20,20 +20,25 @@ import numpy as np
 
 from transformer_lab import checkpoints
 from transformer_lab.atomic_file import write_text
+from transformer_lab.attention.softmax import SoftmaxAttention
+from transformer_lab.block.sequential import Sequential
 from transformer_lab.charts.line_chart import line_chart
 from transformer_lab.config import Settings
 from transformer_lab.environment import environment
 from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError, printable
 from transformer_lab.ffn.dense import Dense
-from transformer_lab.jobs.loading import chosen_tokenizer, feed_forward_changes, progress_bar
+from transformer_lab.jobs.loading import chosen_parts, chosen_tokenizer, progress_bar
 from transformer_lab.jobs.record import Result
-from transformer_lab.language_model import assemble, with_feed_forward
+from transformer_lab.language_model import assemble, with_parts
 from transformer_lab.left_over import locked, remove_left_over
 from transformer_lab.memory import enough_memory, require_bytes
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.init import initialise
+from transformer_lab.model.limits import LIMITS, require_whole
 from transformer_lab.model.parameters import count, flatten, nest
+from transformer_lab.norm.layer_norm import LayerNorm
 from transformer_lab.paths import expanded
+from transformer_lab.position.learned import Learned
 from transformer_lab.sources import ModelFiles, config_folder, model_files
 from transformer_lab.tokenizers import load_tokenizer_folder
 from transformer_lab.training import checkpoint, metrics_file
@@ -281,7 +286,7 @@ def _start(settings: Settings, ops: Any) -> Start:
         random = chosen["weights"] == "random"
         revision = chosen["revision"]
         folder, adapter = ModelFiles(config_folder(source, revision), None) if random else model_files(source, revision)
-        config = with_feed_forward(checkpoints.read_config(folder), feed_forward_changes(settings))
+        config = with_parts(checkpoints.read_config(folder), **chosen_parts(settings))
         original = checkpoints.read_original(folder)
         if tokenizer_source is not None:
             tokenizer = chosen_tokenizer(tokenizer_source, kind, config.vocab_size)
@@ -300,16 +305,26 @@ def _start(settings: Settings, ops: Any) -> Start:
 
 
 def _new_config(chosen: Any, tokenizer: Any, settings: Settings) -> ModelConfig:
-    own = {key: value for key, value in chosen.items() if key not in ("source", "revision", "weights")}
-    hidden = own["hidden_size"]
+    """GPT-2's parts in the sizes that were chosen, or the parts that were."""
+    hidden, heads, layers = (chosen[name] for name in ("hidden_size", "num_heads", "num_layers"))
+    for name, value in (("hidden_size", hidden), ("num_heads", heads), ("num_layers", layers)):
+        require_whole(name, value, LIMITS[name])
+    if hidden % heads and not chosen["head_size"]:
+        message = f"hidden_size {hidden} is not divisible by num_heads {heads}."
+        raise ConfigurationError(message)
+    attention = SoftmaxAttention(heads, chosen["head_size"] or hidden // heads, chosen["num_kv_heads"])
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
-        ffn=Dense(4 * hidden if isinstance(hidden, int) and hidden > 0 else 1),
+        context_length=chosen["context_length"],
+        hidden_size=hidden,
+        blocks=(Sequential(attention, Dense(4 * hidden), LayerNorm()),) * layers,
+        norm=LayerNorm(),
+        position=Learned(),
+        tied_head=chosen["tied_head"],
         end_of_text_id=tokenizer.end_of_text_id,
         begin_of_text_id=tokenizer.end_of_text_id,
-        **own,
     )
-    return with_feed_forward(config, feed_forward_changes(settings))
+    return with_parts(config, **chosen_parts(settings))
 
 
 def _dtype(ops: Any) -> Any:

@@ -6,7 +6,7 @@ and checks what it is given; the work itself is done in `model`, `generation` an
 Reading order: language_model, request, forward_passes, loading; the rest is small and named after what it is about.
 """
 
-from transformer_lab.language_model.feed_forward import with_feed_forward
+from transformer_lab.language_model.changed_parts import with_parts
 from transformer_lab.language_model.fitting_tokenizer import require_fitting
 from transformer_lab.language_model.language_model import LanguageModel
 from transformer_lab.language_model.loading import assemble, load_model
@@ -21,5 +21,5 @@ __all__ = [
     "load_model",
     "require_fitting",
     "several_prompts",
-    "with_feed_forward",
+    "with_parts",
 ]

@@ -24,12 +24,14 @@ class ForwardPasses:
     def __init__(self, backend: Any, config: ModelConfig) -> None:
         self.backend, self.config = backend, config
 
-        def logits(params: Any, ids: Any, start: Any) -> Any:
-            return forward(backend, config, params, ids, start)[0]
+        def logits(params: Any, ids: Any, start: Any, lengths: Any) -> Any:
+            return forward(backend, config, params, ids, start, lengths=lengths)[0]
 
         self._logits = backend.compile(logits)
         self._losses = backend.compile(
-            lambda params, ids, start, targets: backend.cross_entropy(logits(params, ids, start), targets)
+            lambda params, ids, start, lengths, targets: backend.cross_entropy(
+                logits(params, ids, start, lengths), targets
+            )
         )
         self._recorders: dict[tuple[str, ...] | None, Callable[..., Any]] = {}
 
@@ -60,16 +62,16 @@ class ForwardPasses:
         return {name: np.array(self.backend.to_numpy(kept[name])) for name in order}
 
     def _run_padded(self, function: Callable[..., Any], params: Any, ids: np.ndarray, *more: np.ndarray) -> np.ndarray:
-        """Runs function(params, ids, start, *more) over rows [B, T] padded on the right, and cuts the padding off.
+        """Runs function(params, ids, start, lengths, *more) over rows [B, T] padded on the right, and cuts that off.
 
         A backend that compiles sees few lengths that way, and causality keeps the padding out of the result.
         """
         length = ids.shape[1]
         width = self.backend.bucket(length, self.config.context_length)
         padded = [self.backend.asarray(np.pad(x, ((0, 0), (0, width - length)))) for x in (ids, *more)]
-        start = self._starts(ids)
+        start, lengths = self._starts(ids), self.backend.asarray(np.full(len(ids), length))
         with enough_memory(THIS_CALL):
-            result = self.backend.to_numpy(function(params, padded[0], start, *padded[1:]))
+            result = self.backend.to_numpy(function(params, padded[0], start, lengths, *padded[1:]))
             return np.array(result[:, :length])
 
     def _starts(self, ids: np.ndarray) -> Any:

@@ -11,7 +11,7 @@ from transformer_lab import checkpoints
 from transformer_lab.cache.contiguous import Contiguous
 from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
-from transformer_lab.language_model.feed_forward import with_feed_forward
+from transformer_lab.language_model.changed_parts import with_parts
 from transformer_lab.language_model.fitting_tokenizer import fitting_tokenizer
 from transformer_lab.language_model.language_model import LanguageModel
 from transformer_lab.language_model.placing import add_derived, placed, placed_at_random
@@ -33,6 +33,10 @@ def load_model(
     tokenizer: str | None = None,
     *,
     cache: Any = None,
+    block: Any = None,
+    attention: Any = None,
+    position: Any = None,
+    norm: Any = None,
     ffn: Any = None,
     device: str | None = None,
     revision: str | None = None,
@@ -50,7 +54,8 @@ def load_model(
     ops: "fused", "manual", or a mapping operation -> version.
     tokenizer: None or "byte_bpe" (by hand), or "huggingface" (the `tokenizers` library).
     cache: a policy of transformer_lab.cache; None is Contiguous(). device: as the backend calls it; None is the CPU.
-    ffn: fields of the dense network to change ({"activation": "relu"}), or another component.
+    block, attention, position, norm, ffn: other parts in every layer (`with_parts`): a component, or of attention and
+        ffn the fields to change, such as ffn={"activation": "relu"}.
     weights: "random" takes only the shape of `source` and draws weights from `seed`; nothing is downloaded for a
         name under resources/config. progress(what, done, total) is called while loading.
 
@@ -67,7 +72,8 @@ def load_model(
         raise ConfigurationError(message)
     random = weights == "random"
     folder, adapter = ModelFiles(config_folder(source, revision), None) if random else model_files(source, revision)
-    config, original = with_feed_forward(checkpoints.read_config(folder), ffn), checkpoints.read_original(folder)
+    parts = {"block": block, "attention": attention, "position": position, "norm": norm, "ffn": ffn}
+    config, original = with_parts(checkpoints.read_config(folder), **parts), checkpoints.read_original(folder)
     found: list[Tokenizer | None] = []
 
     def before_reading() -> None:

@@ -8,7 +8,6 @@ import numpy as np
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.init import initialise
 from transformer_lab.model.parameters import nest, shapes
-from transformer_lab.model.positions import rotary_angles, rotary_table
 from transformer_lab.sources import Progress
 
 
@@ -31,10 +30,10 @@ def placed_at_random(config: ModelConfig, backend: Any, seed: int, progress: Pro
 
 def add_derived(config: ModelConfig, backend: Any, params: dict[str, Any]) -> None:
     """What the forward pass needs beside the weights: rotary angles, and a tied head in the form that is fast."""
-    if config.position == "rotary":
-        params["rotary"] = backend.turn_table(rotary_table(config), rotary_angles(config))
+    length = config.context_length
+    params["rotary"] = [backend.turn_table(part.table(length), part.angles(length)) for part in config.rotaries]
     if config.tied_head:
-        params["head"] = {"kernel": backend.place_tied_head(params["embed"]["token"])}
+        params.setdefault("head", {})["kernel"] = backend.place_tied_head(params["embed"]["token"])
 
 
 def constants(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,38 +8,28 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from transformer_lab.model.axes import Axis, Shape
 from transformer_lab.model.config import ModelConfig
 
 
-def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the decoder, dotted name -> shape, in the order of the computation.
+def shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Every parameter of the decoder, dotted name -> shape, in the order of the computation; sizes know their axes.
 
-    D hidden_size, V vocab_size, C context_length, H and K query and key/value heads of head_size.
+    Those of the blocks are what their descriptions say, below `blocks.{i}`.
     """
-    hidden, head = config.hidden_size, config.head_size
-    queries, keys = config.num_heads * head, config.num_kv_heads * head
-    norm = {"weight": (hidden,)} | ({"bias": (hidden,)} if config.norm == "layer_norm" else {})
-    attention: dict[str, tuple[int, ...]] = {
-        "qkv.kernel": (hidden, queries + 2 * keys),  # the columns of all queries, then all keys, then all values
-        "out.kernel": (queries, hidden),
-    }
-    if config.attention_bias:
-        attention |= {"qkv.bias": (queries + 2 * keys,), "out.bias": (hidden,)}
-    block = (
-        {f"norm_1.{name}": shape for name, shape in norm.items()}
-        | {f"attn.{name}": shape for name, shape in attention.items()}
-        | {f"norm_2.{name}": shape for name, shape in norm.items()}
-        | {f"ffn.{name}": shape for name, shape in config.ffn.shapes(hidden).items()}
-    )
-    result: dict[str, tuple[int, ...]] = {"embed.token": (config.vocab_size, hidden)}
-    if config.position == "learned":
-        result["embed.position"] = (config.context_length, hidden)
-    for layer in range(config.num_layers):
-        result |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
-    result |= {f"final_norm.{name}": shape for name, shape in norm.items()}
+    vocab, embed = Axis(config.vocab_size, "vocab"), Axis(config.hidden_size, "embed")
+    result: dict[str, Shape] = {"embed.token": (vocab, embed)}
+    if config.position is not None:
+        result["embed.position"] = config.position.shape(config.context_length, embed)
+    if config.embedding_norm is not None:
+        result |= {f"embed.norm.{name}": shape for name, shape in config.embedding_norm.shapes(embed).items()}
+    for layer, block in enumerate(config.blocks):
+        result |= {f"blocks.{layer}.{name}": shape for name, shape in block.shapes(embed).items()}
+    if config.norm is not None:
+        result |= {f"final_norm.{name}": shape for name, shape in config.norm.shapes(embed).items()}
     if not config.tied_head:
-        result["head.kernel"] = (hidden, config.vocab_size)
-    return result
+        result["head.kernel"] = (embed, vocab)
+    return result | ({"head.bias": (vocab,)} if config.head_bias else {})
 
 
 def count(config: ModelConfig) -> int:

@@ -95,7 +95,8 @@ def _template(files: Mapping[str, bytes], config: Mapping[str, Any], with_tools:
         raise InputFileError(message) from None
     found = config.get("chat_template") if found is None else found
     if isinstance(found, list):
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        entries = [one for one in found if isinstance(one, dict) and isinstance(one.get("name"), str)]
+        named = {one["name"]: one.get("template") for one in entries}
         found = named.get("tool_use" if with_tools and "tool_use" in named else "default")
     if not isinstance(found, str):
         message = (

@@ -26,6 +26,7 @@ from transformer_lab.model.parameters import flatten, nest, shapes
 
 FOLDER, STATE, FACTS = "checkpoints", "optimizer.npz", "training.json"
 SCHEMA = 2  # 1 knew less of the run, and its schedules had other numbers
+MOST_STEPS = 10**15  # far above any run
 LARGEST_FACTS = 10_000_000  # bytes of training.json
 _TITLES = ("first", "second", "average")  # of what `save` is given beside the parameters
 _NAME = re.compile(r"step-(\d{8,})")
@@ -140,7 +141,8 @@ def _is_usable(facts: Mapping[str, Any]) -> bool:
     return (
         facts.get("schema") == SCHEMA
         and isinstance(best, dict)
-        and isinstance(best.get("step"), int)
+        and type(best.get("step")) is int
+        and 0 <= best["step"] < MOST_STEPS
         and isinstance(best.get("loss"), float)
         and isinstance(facts.get("loss"), float | None)
         and isinstance(facts.get("evaluation"), dict | None)

@@ -13,7 +13,6 @@ from transformer_lab.errors import ConfigurationError
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.decoder import forward
 from transformer_lab.model.parameters import nest
-from transformer_lab.model.positions import rotary_table
 from transformer_lab.training.optimizer import AdamW, Tree, moving_average
 
 TRAINABLE_PRECISIONS = ("float32", "float64", "bfloat16")
@@ -62,9 +61,8 @@ class TrainingStep:
         self.average: Tree | None = (
             None if average_decay is None else {name: ops.asarray(array.copy()) for name, array in arrays.items()}
         )
-        self._constants = {}
-        if config.position == "rotary":
-            self._constants["rotary"] = {name: ops.asarray(table) for name, table in rotary_table(config).items()}
+        tables = [part.table(config.context_length) for part in config.rotaries]
+        self._constants = {"rotary": [{name: ops.asarray(array) for name, array in table.items()} for table in tables]}
         self._step = ops.compile(make_step(ops, config, optimizer), donate=(0, 1, 2))
 
     def run(self, token_ids: np.ndarray, weights: np.ndarray, step: int, share: float) -> tuple[float, float]:

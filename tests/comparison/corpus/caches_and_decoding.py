@@ -13,7 +13,6 @@ import numpy as np
 from corpus import probes
 from corpus.form import Bug, Plant, everywhere, into, method, shared
 from corpus.models import SHORT, THREE, ids
-from transformer_lab.backends.plain import manual
 
 bug = partial(Bug, kind="caches_and_decoding", probe=probes.generation())
 ENGINE, GENERATE = "transformer_lab.generation.engine", "transformer_lab.generation.generate"
@@ -47,11 +46,11 @@ def clamped_to_row_39(right: Any, self: Any, ops: Any, keys: Any, values: Any, s
 
 
 def neighbours_values(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = manual.identity
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any
 ) -> Any:
     if query.shape[2] == 1:
         value = ops.xp.roll(value, 1, axis=0)
-    return right(ops, query, key, value, start, scale, tap)
+    return right(ops, query, key, value, start, scale, *rest)
 
 
 def logits_at_the_end_of_the_padding(right: Any, self: Any, *given: Any) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from small_models import changed
 
-from corpus.form import Bug, Plant, everywhere, shared
+from corpus.form import Bug, Plant, everywhere, method, shared
 from corpus.models import HEADS, HIDDEN, SHORT
 from transformer_lab.checkpoints import config_fields
-from transformer_lab.checkpoints.families import Stored
+from transformer_lab.checkpoints.tensor_names import Stored
 
 bug = partial(Bug, kind="checkpoint_maps", needs="transformers")
 LLAMA, GPT2 = "transformer_lab.checkpoints.families.llama", "transformer_lab.checkpoints.families.gpt2"
@@ -29,10 +30,10 @@ def planted(model: str, *patches: Any) -> Plant:
 def where_it_lies(end: str, change: Callable[[Stored], Stored], family: str = LLAMA) -> Any:
     """Another place in the file for our parameters whose names end so."""
 
-    def wrong(right: Any, config: Any) -> dict[str, Stored]:
-        return {name: change(form) if name.endswith(end) else form for name, form in right(config).items()}
+    def wrong(right: Any, self: Any, config: Any) -> dict[str, Stored]:
+        return {name: change(form) if name.endswith(end) else form for name, form in right(self, config).items()}
 
-    return everywhere(family, "stored", wrong)
+    return method("transformer_lab.checkpoints.tensor_names", "TensorNames", "stored", wrong)
 
 
 def what_is_read(part: str, change: Callable[[np.ndarray], Any]) -> Any:
@@ -42,8 +43,8 @@ def what_is_read(part: str, change: Callable[[np.ndarray], Any]) -> Any:
         array = right(stored, *rest)
         if not any(part in name for name, _ in stored.parts):
             return array
-        changed = np.ascontiguousarray(change(np.array(array.T if stored.transposed else array)), array.dtype)
-        return changed.T if stored.transposed else changed
+        found = np.ascontiguousarray(change(np.array(array.T if stored.transposed else array)), array.dtype)
+        return found.T if stored.transposed else found
 
     return everywhere(LOADING, "_read", wrong)
 
@@ -66,7 +67,7 @@ def exchanged(first: str, second: str) -> Callable[[str], str]:
 
 
 def configured(family: str, **fields: Any) -> Any:
-    return everywhere(family, "config_from", lambda right, given: replace(right(given), **fields))
+    return everywhere(family, "config_from", lambda right, given: changed(right(given), **fields))
 
 
 def keys_permuted_for_all_heads(rows: np.ndarray) -> np.ndarray:
@@ -184,7 +185,7 @@ BUGS = (
         "rotary base in rope_parameters not found",
         says="The reader knows rope_theta at the top of config.json alone, and takes 10000.",
         place="blocks.*.attn.q",
-        plant=planted("llama with base 500000", everywhere(LLAMA, "_rotary_base", lambda right, fields: 10000.0)),
+        plant=planted("llama with base 500000", configured(LLAMA, rotary_base=10000.0)),
     ),
     bug(
         "a head of its own thrown away",

@@ -20,7 +20,7 @@ def into(name: str, model: str, prompts: Any, **rest: Any) -> Plant:
 
 
 def last_key_of_16_hidden(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = None
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any
 ) -> Any:
     if query.shape[2] > 1 and query.shape[2] % 16 == 0:
         key, value = key[:, :, :-1], value[:, :, :-1]

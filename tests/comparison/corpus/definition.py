@@ -4,17 +4,17 @@ Every bug here is a patch of transformer_lab/model, ffn or the plain operations,
 too. The folder is sound, and transformers reads it as an outside participant.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from small_models import with_attention
 
 from corpus.form import Bug, Plant, everywhere, method, shared
 from corpus.models import SHORT
 from transformer_lab.backends.plain import manual
-from transformer_lab.model import decoder, positions
+from transformer_lab.model.taps import within
 
 bug = partial(Bug, kind="definition", needs="transformers")
 MANUAL, DECODER = "transformer_lab.backends.plain.manual", "transformer_lab.model.decoder"
@@ -27,22 +27,22 @@ def planted(model: str, *patches: Any) -> Plant:
 def table(frequencies: Any) -> Any:
     """The rotary angles with frequencies(base, numbers of the pairs, head size)."""
 
-    def angles(right: Any, config: Any) -> np.ndarray:
-        found = frequencies(config.rotary_base, np.arange(config.head_size // 2), config.head_size)
-        return np.arange(config.context_length)[:, None] * found
+    def angles(right: Any, self: Any, context_length: int) -> np.ndarray:
+        found = frequencies(self.base, np.arange(self.size // 2), self.size)
+        return np.arange(context_length)[:, None] * found
 
-    def cosines(right: Any, config: Any) -> dict[str, np.ndarray]:
-        return {"cos": np.cos(angles(right, config)), "sin": np.sin(angles(right, config))}
+    return method("transformer_lab.position.rotary", "Rotary", "angles", angles)
 
-    @contextmanager
-    def patched() -> Iterator[None]:
-        with ExitStack() as stack:
-            for name, wrong in (("rotary_angles", angles), ("rotary_table", cosines)):
-                if hasattr(positions, name):
-                    stack.enter_context(everywhere("transformer_lab.model.positions", name, wrong)())
-            yield
 
-    return patched
+def scaled(scale: Any) -> Any:
+    """The scores of GPT-2 are multiplied by scale(config, layer)."""
+
+    def wrong(right: Any, fields: Any) -> Any:
+        config = right(fields)
+        blocks = [with_attention(block, scale=scale(config, layer)) for layer, block in enumerate(config.blocks)]
+        return replace(config, blocks=tuple(blocks))
+
+    return everywhere("transformer_lab.checkpoints.families.gpt2", "config_from", wrong)
 
 
 def in_bfloat16(base: float, pairs: np.ndarray, size: int) -> np.ndarray:
@@ -81,38 +81,24 @@ def block(second: Any, stream: Any) -> Any:
     """A decoder block with another input of the second norm, second(x, mid), or another residual stream,
     stream(x, normal)."""
 
-    def wrong(
-        right: Any,
-        ops: Any,
-        config: Any,
-        layer: int,
-        params: Any,
-        x: Any,
-        start: Any,
-        angles: Any,
-        cache: Any,
-        tap: Any,
-    ) -> Any:
-        here = decoder.within(tap, f"blocks.{layer}.")
-        normal = here("norm_1", decoder.normalise(ops, config, params["norm_1"], x))
-        attended, cache = decoder.self_attention(
-            ops, config, layer, params["attn"], normal, start, angles, cache, decoder.within(here, "attn.")
-        )
-        mid = here("resid_mid", stream(x, normal) + attended)
-        normal = here("norm_2", decoder.normalise(ops, config, params["norm_2"], second(x, mid)))
-        mid = mid + here("ffn.out", config.ffn(ops, params["ffn"], normal, decoder.within(here, "ffn.")))
-        return here("resid_post", mid), cache
+    def wrong(right: Any, self: Any, ops: Any, params: Any, x: Any, tokens: Any, cache: Any, tap: Any) -> Any:
+        normal = tap("norm_1", self.norm(ops, params["norm_1"], x))
+        attended, cache = self.attention(ops, params["attn"], normal, tokens, cache, within(tap, "attn."))
+        mid = tap("resid_mid", stream(x, normal) + attended)
+        normal = tap("norm_2", self.norm(ops, params["norm_2"], second(x, mid)))
+        mid = mid + tap("ffn.out", self.ffn(ops, params["ffn"], normal, within(tap, "ffn.")))
+        return tap("resid_post", mid), cache
 
-    return everywhere(DECODER, "decoder_block", wrong)
+    return method("transformer_lab.block.sequential", "Sequential", "__call__", wrong)
 
 
-def embedding_scaled(right: Any, ops: Any, config: Any, params: Any, token_ids: Any, start: Any, tap: Any) -> Any:
-    x, angles = right(ops, config, params, token_ids, start, manual.identity)
+def embedding_scaled(right: Any, ops: Any, config: Any, params: Any, tokens: Any, tap: Any) -> Any:
+    x, angles = right(ops, config, params, tokens, manual.identity)
     return tap("embed", x * config.hidden_size**0.5), angles
 
 
-def positions_from_two(right: Any, ops: Any, config: Any, params: Any, token_ids: Any, start: Any, tap: Any) -> Any:
-    return right(ops, config, params, token_ids, start + 2, tap)
+def positions_from_two(right: Any, ops: Any, config: Any, params: Any, tokens: Any, tap: Any) -> Any:
+    return right(ops, config, params, tokens._replace(positions=tokens.positions + 2), tap)
 
 
 def gate_on_the_wrong_side(right: Any, self: Any, ops: Any, params: Any, x: Any, tap: Any) -> Any:
@@ -159,12 +145,7 @@ BUGS = (
         place="blocks.*.attn.scores",
         plant=planted(
             "gpt2",
-            method(
-                "transformer_lab.model.config",
-                "ModelConfig",
-                "score_scale",
-                lambda right, self, layer: self.hidden_size**-0.5,
-            ),
+            scaled(lambda config, layer: config.hidden_size**-0.5),
         ),
     ),
     bug(
@@ -173,12 +154,7 @@ BUGS = (
         place="blocks.1.attn.scores",
         plant=planted(
             "gpt2 scaled by layer",
-            method(
-                "transformer_lab.model.config",
-                "ModelConfig",
-                "score_scale",
-                lambda right, self, layer: self.head_size**-0.5 / max(layer, 1),
-            ),
+            scaled(lambda config, layer: config.blocks[0].attention.head_size ** -0.5 / max(layer, 1)),
         ),
     ),
     bug(

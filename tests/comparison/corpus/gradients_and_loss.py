@@ -133,7 +133,7 @@ def gelu_gradient_in_float16(ops: Any, right: Any, x: Any) -> Any:
 
 
 def first_head_of_a_group(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = manual.identity
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any
 ) -> Any:
     """Keys and values are repeated for the heads that share them, and only the first copy sends its gradient back."""
     shared = query.shape[1] // key.shape[1]

@@ -21,7 +21,7 @@ def into(name: str, model: str, *, prompts: Any = SHORT, **rest: Any) -> Plant:
 
 
 def block_ends_one_key_early(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = None
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any
 ) -> Any:
     last, blocks = int(start.max()), []
     for first in range(0, query.shape[2], QUERY_BLOCK):
@@ -32,14 +32,14 @@ def block_ends_one_key_early(
 
 
 def whole_tiles_only(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = None
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any
 ) -> Any:
     tiles = key.shape[2] // 64 * 64 or key.shape[2]
     return right(ops, query, key[:, :, :tiles], value[:, :, :tiles], start, scale)
 
 
 def without_rescaling(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = None
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any
 ) -> Any:
     """Online softmax over tiles of 16 keys: the sum is rescaled when the largest score grows, the output is not."""
     xp, shared = ops.xp, query.shape[1] // key.shape[1]
@@ -61,7 +61,7 @@ def without_rescaling(
 
 
 def halves_merged_by_their_sums(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = None
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any
 ) -> Any:
     """Split-K decoding: each half has a maximum of its own, which the merge forgets."""
     if query.shape[2] != 1 or key.shape[2] < 16:
@@ -100,7 +100,7 @@ def variances_averaged(ops: Any, right: Any, x: Any, weight: Any, bias: Any, eps
 
 
 def values_read_as_contiguous(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = None
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any
 ) -> Any:
     _, heads, keys, size = value.shape
     strides = (heads * keys * size, keys * size, size, 1)
@@ -128,12 +128,12 @@ def exponent_not_below_minus_10(ops: Any, right: Any, x: Any) -> Any:
 
 
 def small_weights_skipped(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = None
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any
 ) -> Any:
     def skipped(name: str, x: Any) -> Any:
         return ops.xp.where(x < 2.0**-8, 0.0 * x, x) if name == "pattern" else x
 
-    return manual.attention(ops, query, key, value, start, scale, skipped)
+    return manual.attention(ops, query, key, value, start, scale, tap=skipped)
 
 
 def accumulated_in_float16(ops: Any, right: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
@@ -167,7 +167,7 @@ def last_block_of_columns_shifted(ops: Any, right: Any, x: Any, kernel: Any, bia
 
 
 def softmax_of_padded_keys(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = None
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any
 ) -> Any:
     """Keys are padded with zeros to a multiple of 8; a score of 0 is not a score of -inf."""
     batch, heads, queries, size = query.shape

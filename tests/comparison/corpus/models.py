@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from random_models import random_arrays
+from small_models import changed, small_model
 
 from transformer_lab.checkpoints import Original, save_folder, to_hf
 from transformer_lab.ffn.dense import Dense
@@ -21,7 +22,7 @@ from transformer_lab.model.config import ModelConfig
 
 VOCABULARY, HIDDEN, HEADS, LAYERS = 300, 48, 4, 3
 
-GPT2 = ModelConfig(
+GPT2 = small_model(
     vocab_size=VOCABULARY,
     context_length=192,
     hidden_size=HIDDEN,
@@ -29,7 +30,7 @@ GPT2 = ModelConfig(
     num_heads=HEADS,
     ffn=Dense(4 * HIDDEN),
 )
-LLAMA = ModelConfig(
+LLAMA = small_model(
     vocab_size=VOCABULARY,
     context_length=192,
     hidden_size=HIDDEN,
@@ -59,15 +60,15 @@ def _quiet(arrays: dict[str, np.ndarray]) -> None:
 # name -> (configuration, seed, what is done to the weights)
 MODELS: dict[str, tuple[ModelConfig, int, Callable[[dict[str, np.ndarray]], None] | None]] = {
     "gpt2": (GPT2, 1, None),
-    "gpt2 with the exact GELU": (replace(GPT2, ffn=Dense(4 * HIDDEN, "gelu_erf")), 2, None),
-    "gpt2 scaled by layer": (replace(GPT2, attention_scale_by_layer=True), 3, None),
+    "gpt2 with the exact GELU": (changed(GPT2, ffn=Dense(4 * HIDDEN, "gelu_erf")), 2, None),
+    "gpt2 scaled by layer": (changed(GPT2, attention_scale_by_layer=True), 3, None),
     "llama": (LLAMA, 4, None),
-    "llama without groups": (replace(LLAMA, num_kv_heads=HEADS), 5, None),
-    "llama with base 500000": (replace(LLAMA, rotary_base=500000.0), 6, None),
-    "llama with biases": (replace(LLAMA, attention_bias=True), 7, None),
-    "llama of 11 layers": (replace(LLAMA, num_layers=11), 8, None),
-    "llama of 320 positions": (replace(LLAMA, context_length=320), 9, None),
-    "llama with epsilon 1e-3": (replace(LLAMA, norm_epsilon=1e-3), 10, None),
+    "llama without groups": (changed(LLAMA, num_kv_heads=HEADS), 5, None),
+    "llama with base 500000": (changed(LLAMA, rotary_base=500000.0), 6, None),
+    "llama with biases": (changed(LLAMA, attention_bias=True), 7, None),
+    "llama of 11 layers": (changed(LLAMA, num_layers=11), 8, None),
+    "llama of 320 positions": (changed(LLAMA, context_length=320), 9, None),
+    "llama with epsilon 1e-3": (changed(LLAMA, norm_epsilon=1e-3), 10, None),
     "llama, loud": (LLAMA, 11, _loud),
     "llama, quiet": (LLAMA, 12, _quiet),
 }

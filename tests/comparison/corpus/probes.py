@@ -7,7 +7,7 @@ import numpy as np
 
 from transformer_lab.checkpoints import load_parameters, read_config
 from transformer_lab.generation import sampling
-from transformer_lab.model import parameters, positions
+from transformer_lab.model import parameters
 from transformer_lab.training import step
 
 Probe = Callable[[str, Any, Sequence[Any]], list[Any]]
@@ -45,10 +45,8 @@ def gradients(source: str, backend: Any, prompts: Sequence[Any]) -> list[Any]:
     config = read_config(source)
     arrays = dict(parameters.flatten(load_parameters(source, config)))
     names = sorted(arrays)
-    constants = {}
-    if config.position == "rotary":
-        table = positions.rotary_table(config)
-        constants["rotary"] = {name: backend.asarray(angles) for name, angles in table.items()}
+    tables = [part.table(config.context_length) for part in config.rotaries]
+    constants = {"rotary": [{name: backend.asarray(array) for name, array in table.items()} for table in tables]}
 
     def loss(params: Any, constants: Any, token_ids: Any, weights: Any) -> Any:
         return step.weighted_loss(backend, config, parameters.nest(params) | constants, token_ids, weights)

@@ -37,9 +37,9 @@ def gelu_with(cubic: float = 0.044715, slope: float = math.sqrt(2.0 / math.pi)) 
 
 
 def scale_in_float16(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = manual.identity
+    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any
 ) -> Any:
-    return right(ops, query, key, value, start, float(np.float16(scale)), tap)
+    return right(ops, query, key, value, start, float(np.float16(scale)), *rest)
 
 
 def angles_in_bfloat16(ops: Any, right: Any, x: Any, cos: Any, sin: Any) -> Any:
@@ -90,14 +90,12 @@ def norm_in_float32(ops: Any, right: Any, x: Any, weight: Any, epsilon: float) -
     return right(ops, x.float(), weight.float(), epsilon).to(x.dtype)
 
 
-def scores_capped(
-    ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = None
-) -> Any:
+def scores_capped(ops: Any, right: Any, query: Any, key: Any, value: Any, start: Any, scale: float, *rest: Any) -> Any:
     def capped(name: str, x: Any) -> Any:
         soft = 50.0 * ops.xp.tanh(ops.xp.clip(x, -1e30, None) / 50.0)
         return ops.xp.where(x > -1e30, soft, x) if name == "scores" else x
 
-    return manual.attention(ops, query, key, value, start, scale, capped)
+    return manual.attention(ops, query, key, value, start, scale, tap=capped)
 
 
 def float16_table(ops: Any, right: Any, x: Any) -> Any:

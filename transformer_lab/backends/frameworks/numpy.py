@@ -103,31 +103,40 @@ def attention(
     value: np.ndarray,
     start: np.ndarray,
     scale: float,
+    window: int | None = None,
     tap: Any = manual.identity,
 ) -> np.ndarray:
     """The plain version with scores, mask and softmax in one buffer; it shows neither scores nor pattern.
 
-    Queries go in blocks, each over the keys that its last query may see: that leaves half of a prompt's products out,
-    and keeps the scores small.
+    Queries go in blocks, each over the keys that one of them may see: that leaves half of a prompt's products out, more
+    with a window, and keeps the scores small.
     """
-    queries, last = query.shape[2], int(start.max())
+    queries, begin, last = query.shape[2], int(start.min()), int(start.max())
     blocks = []
     for first in range(0, queries, QUERY_BLOCK):
         part = query[:, :, first : first + QUERY_BLOCK]
         seen = min(key.shape[2], last + first + part.shape[2])
-        blocks.append(attention_block(ops, part, key[:, :, :seen], value[:, :, :seen], start + first, scale))
+        hidden = 0 if window is None else max(0, begin + first + 1 - window)  # keys at the beginning
+        some = (slice(None), slice(None), slice(hidden, seen))
+        blocks.append(attention_block(ops, part, key[some], value[some], start + first - hidden, scale, window))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=2)
 
 
 def attention_block(
-    ops: Any, query: np.ndarray, key: np.ndarray, value: np.ndarray, start: np.ndarray, scale: float
+    ops: Any,
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    start: np.ndarray,
+    scale: float,
+    window: int | None = None,
 ) -> np.ndarray:
     batch, heads, queries, size = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     rows = query.reshape(batch, kv_heads, -1, size)
     scores = (rows * scale) @ np.matrix_transpose(key)  # [B, K, G * T, S]
-    if queries > 1 or int(start.min()) + 1 < keys:  # else every key is visible
-        hidden = ~manual.visible_keys(ops, start, queries, keys)  # [B, T, S]
+    if queries > 1 or int(start.min()) + 1 < keys or (window is not None and window < keys):  # else all are visible
+        hidden = ~manual.visible_keys(ops, start, queries, keys, window)  # [B, T, S]
         by_head = scores.reshape(batch, heads, queries, keys)
         np.copyto(by_head, -np.inf, where=hidden[:, None])
     return (softmax_in_place(scores) @ value).reshape(batch, heads, queries, size)

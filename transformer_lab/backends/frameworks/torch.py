@@ -184,12 +184,21 @@ def rms_norm(ops: Any, x: Any, weight: Any, epsilon: float) -> Any:
     return functional.rms_norm(x, (x.shape[-1],), weight, epsilon)
 
 
-def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = manual.identity) -> Any:
+def attention(
+    ops: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    start: Any,
+    scale: float,
+    window: int | None = None,
+    tap: Any = manual.identity,
+) -> Any:
     """torch's scaled_dot_product_attention; it shows neither scores nor pattern."""
     queries, keys = query.shape[2], key.shape[2]
     # start + T <= S always holds, so S = T says that every row starts at 0.
-    causal = queries == keys
-    mask = None if causal else manual.visible_keys(ops, start, queries, keys)[:, None]
+    causal = queries == keys and (window is None or keys <= window)
+    mask = None if causal else manual.visible_keys(ops, start, queries, keys, window)[:, None]
     return functional.scaled_dot_product_attention(
         query, key, value, mask, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )

@@ -256,7 +256,16 @@ def rotary(ops: Any, x: Any, cos: Any, sin: Any) -> Any:
     )
 
 
-def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = manual.identity) -> Any:
+def attention(
+    ops: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    start: Any,
+    scale: float,
+    window: int | None = None,
+    tap: Any = manual.identity,
+) -> Any:
     """y = P V with P = softmax(S), S = scale Q K^T + mask (arXiv 1706.03762), one row of the batch after the other.
 
     dL/dV = P^T g and dL/dP = g V^T. Through the softmax dL/dS = P (dL/dP - d), where d, for each query, is
@@ -282,7 +291,7 @@ def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: flo
 
     y = heads_last(q.shape, q.dtype)
     logs = np.empty((batch, heads, queries, 1), q.dtype)  # log sum_S exp S
-    for row, block, seen, hidden in query_blocks(ops, start, queries, k.shape[2]):
+    for row, block, seen, hidden in query_blocks(ops, start, queries, k.shape[2], window):
         scores = masked_scores(row, block, seen, hidden)
         largest = scores.max(axis=-1, keepdims=True)
         scores -= largest
@@ -297,7 +306,7 @@ def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: flo
         to_q = heads_last(q.shape, q.dtype)
         to_k, to_v = np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
         means = np.einsum("bhtn,bhtn->bht", g, y)[..., None]  # d
-        for row, block, seen, hidden in query_blocks(ops, start, queries, k.shape[2]):
+        for row, block, seen, hidden in query_blocks(ops, start, queries, k.shape[2], window):
             pattern = masked_scores(row, block, seen, hidden)
             pattern -= rows(logs, row, block)
             np.exp(pattern, out=pattern)
@@ -314,13 +323,15 @@ def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: flo
     return record_together(y, (query, key, value), gradients)
 
 
-def query_blocks(ops: Any, start: Any, queries: int, keys: int) -> Iterator[tuple[int, slice, int, Any]]:
+def query_blocks(
+    ops: Any, start: Any, queries: int, keys: int, window: int | None
+) -> Iterator[tuple[int, slice, int, Any]]:
     """(row of the batch, its queries, how many keys they may see, bool [T, S]: which of these are hidden to which)."""
     for row, position in enumerate(start.tolist()):
         for first in range(0, queries, QUERY_BLOCK):
             count = min(QUERY_BLOCK, queries - first)
             seen = min(keys, position + first + count)
-            visible = manual.visible_keys(ops, start[row : row + 1] + first, count, seen)
+            visible = manual.visible_keys(ops, start[row : row + 1] + first, count, seen, window)
             yield row, slice(first, first + count), seen, ~visible[0]
 
 

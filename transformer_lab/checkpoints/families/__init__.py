@@ -2,29 +2,23 @@
 
 A family file defines:
 
+    ARCHITECTURE                 the class of transformers that runs it
     PREFIX                       what transformers puts before the names of all tensors but the head
-    EMBEDDING, HEAD              the two tensors that may be tied, without the prefix
+    NAMES                        a `TensorNames`: which tensor holds which parameter, read in both directions
     BUFFERS                      a compiled pattern of tensors that hold no parameters and are passed over
+    SIZES                        a `Sizes`: what absent fields mean
     config_from(fields)          config.json -> ModelConfig
-    fields_from(config)          ModelConfig -> config.json; ConfigurationError, in words, if the family is another one
-    end_ids(fields)              every token id that ends a text
-    stored(config)               our dotted name -> Stored, for every parameter of the decoder
-
-`stored` is the name map, read in both directions.
+    fields_from(config)          ModelConfig -> config.json. It may raise ConfigurationError or AttributeError for what
+                                 the family does not have, and need not look for it: whoever calls it reads what it
+                                 says with `config_from` and compares.
 """
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
 from types import ModuleType
 
-
-@dataclass(frozen=True)
-class Stored:
-    """How one parameter of ours lies in a file: parts (name, shape) stacked along the first axis, then transposed."""
-
-    parts: tuple[tuple[str, tuple[int, ...]], ...]
-    transposed: bool = False
+NO_BUFFERS = r"(?!)"  # matches nothing
+OURS = "transformer_lab"
 
 
 def names() -> list[str]:

@@ -81,7 +81,8 @@ def _slopes(ops: Any, call: Call) -> Iterator[tuple[str, tuple[int, ...], float,
         def moved(step: float, name: str = name, x: np.ndarray = x, place: tuple[int, ...] = place) -> np.ndarray:
             x = x.copy()
             x[place] += step
-            return np.asarray(call.run(ops, call.inputs | {name: x})) * call.cotangent
+            found = np.asarray(call.run(ops, call.inputs | {name: x}))
+            return np.where(call.cotangent == 0.0, 0.0, found * call.cotangent)  # where it is hidden, it is infinite
 
         size, slack = abs(float(x[place])), SLACK * abs(found) + 1e-12
         slope = contradicted(moved, found, STEP * max(1.0, size), slack)

@@ -19,8 +19,9 @@ from transformer_lab.errors import ConfigurationError
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.language_model.placing import placed
 from transformer_lab.model.config import ModelConfig
-from transformer_lab.model.decoder import decoder_block, embedding, forward, read_out, tap_names
+from transformer_lab.model.decoder import angles_of, embedding, forward, read_out
 from transformer_lab.model.parameters import shapes
+from transformer_lab.model.tokens import tokens_of
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,12 @@ WHOLE = Feeding()
 
 @dataclass(frozen=True)
 class Piece:
-    """ids [B, t] and start [B], on the backend. tokens: how many of the examined row are in it; behind them is padding.
-    reach: the end of the positions in a cache that it writes, of all rows."""
+    """ids [B, t], start and lengths [B], on the backend. tokens: how many of the examined row are in it; behind them is
+    padding. reach: the end of the positions in a cache that it writes, of all rows."""
 
     ids: Any
     start: Any
+    lengths: Any
     tokens: int
     reach: int
 
@@ -85,32 +87,30 @@ class OwnModel:
         self.certificate: dict[str, tuple[int, int]] = {}
         ops, config = model.backend, model.config
         compiled = ops.compile if feeding.compiled else ops.uncompiled
-        inside = [name.split(".", 2)[2] for name in tap_names(config) if name.startswith("blocks.0.")]
-        self._order = ["embed", *inside, "final_norm", "logits"]
         self._axes = growing_axes(config)
 
-        def run_embedding(params: Any, ids: Any, start: Any) -> Any:
-            kept = Kept(ops, ["embed"])
-            return *embedding(ops, config, params, ids, start, kept), kept.taps
+        def run_embedding(params: Any, ids: Any, start: Any, lengths: Any) -> Any:
+            kept, tokens = Kept(ops, ["embed"]), tokens_of(ops, ids, start, lengths)
+            x, angles = embedding(ops, config, params, tokens, kept)
+            each = [angles_of(config, layer, angles) for layer in range(config.num_layers)]
+            return x, tokens, each, kept.taps
 
         def run_read_out(params: Any, x: Any) -> Any:
             kept = Kept(ops, ["final_norm", "logits"])
             read_out(ops, config, params, x, kept)
             return kept.taps
 
-        def block_of(layer: int) -> Callable[..., Any]:
-            def run_block(params: Any, x: Any, start: Any, angles: Any, cache: Any) -> Any:
-                kept = Kept(ops, inside, f"blocks.{layer}.")
-                x, cache = decoder_block(ops, config, layer, params, x, start, angles, cache, kept)
+        def running(block: Any) -> Callable[..., Any]:
+            def run_block(params: Any, x: Any, tokens: Any, cache: Any) -> Any:
+                kept = Kept(ops, block.taps)
+                x, cache = block(ops, params, x, tokens, cache, kept)
                 return x, cache, kept.taps
 
             return compiled(run_block)
 
         self._embedding, self._read_out = compiled(run_embedding), compiled(run_read_out)
-        # Layers differ in their number alone, and it matters where the scores are scaled by it.
-        scales = [config.score_scale(layer) for layer in range(config.num_layers)]
-        by_scale = {scale: block_of(scales.index(scale)) for scale in dict.fromkeys(scales)}
-        self._blocks = [by_scale[scale] for scale in scales]
+        compiled_blocks = {block: running(block) for block in dict.fromkeys(config.blocks)}
+        self._blocks = [compiled_blocks[block] for block in config.blocks]
 
     def taps(self, token_ids: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """token_ids [T] -> (tap name, array with B = 1), in the order of the computation, a block at a time."""
@@ -119,9 +119,9 @@ class OwnModel:
         self.certificate = {}
         ops.certificate.places.clear()
         pieces = self._pieces(np.asarray(token_ids))
-        begun = [self._embedding(params, piece.ids, piece.start) for piece in pieces]
-        streams, angles, found = map(list, zip(*begun, strict=True))
-        yield from self._joined(found, pieces, "", length)
+        begun = [self._embedding(params, piece.ids, piece.start, piece.lengths) for piece in pieces]
+        streams, tokens, angles, found = map(list, zip(*begun, strict=True))
+        yield from self._joined(found, pieces, ["embed"], length)
         policy = Contiguous()
         batch, capacity = 1 + len(self.feeding.beside), max(piece.reach for piece in pieces)
         for layer, (block, run) in enumerate(zip(params["blocks"], self._blocks, strict=True)):
@@ -130,13 +130,14 @@ class OwnModel:
             found = []
             for place, piece in enumerate(pieces):
                 used = None if cache is None else policy.first(ops, [cache], piece.reach)[0]
-                streams[place], written, taps = run(block, streams[place], piece.start, angles[place], used)
+                here = tokens[place]._replace(angles=angles[place][layer])
+                streams[place], written, taps = run(block, streams[place], here, used)
                 if not ops.in_place:
                     cache = written
                 found.append(taps)
-            yield from self._joined(found, pieces, f"blocks.{layer}.", length)
+            yield from self._joined(found, pieces, config.blocks[layer].taps, length, f"blocks.{layer}.")
         found = [self._read_out(params, x) for x in streams]
-        yield from self._joined(found, pieces, "", length)
+        yield from self._joined(found, pieces, ["final_norm", "logits"], length)
 
     def _pieces(self, token_ids: np.ndarray) -> list[Piece]:
         ops, limit, length = self.model.backend, self.model.config.context_length, len(token_ids)
@@ -159,21 +160,22 @@ class OwnModel:
             for tokens, here, start, stop in zip(rows, ids, starts, ends, strict=True):
                 here[: stop - start] = tokens[start:stop]
             reach = int(starts.max()) + width
-            made.append(Piece(ops.asarray(ids), ops.asarray(starts), end - first, reach))
+            ids, starts, lengths = map(ops.asarray, (ids, starts, ends - starts))
+            made.append(Piece(ids, starts, lengths, end - first, reach))
         return made
 
     def _joined(
-        self, found: list[dict[str, Any]], pieces: list[Piece], prefix: str, length: int
+        self, found: list[dict[str, Any]], pieces: list[Piece], names: list[str], length: int, prefix: str = ""
     ) -> Iterator[tuple[str, np.ndarray]]:
         """The taps of all pieces put together again, those of the examined row, without padding."""
         ops, row = self.model.backend, self.feeding.row
         for place, counts in ops.certificate.places.items():
             self.certificate[prefix + place] = counts
         ops.certificate.places.clear()
-        for name in self._order:  # a compiler may hand out a dictionary sorted by its keys
+        for name in names:  # a compiler may hand out a dictionary sorted by its keys
             if name not in found[0]:
                 continue
-            axis, *keys = self._axes[name]
+            axis, *keys = self._axes[prefix + name]
             parts = []
             for taps, piece in zip(found, pieces, strict=True):
                 part = ops.to_numpy(taps[name])[row : row + 1]
@@ -189,19 +191,20 @@ class OwnModel:
 
 @cache
 def growing_axes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Of every tap of a block, by its local name, the axes that grow with the text: its tokens, and for some its keys.
+    """Of every tap, the axes that grow with the text: its tokens, and for some its keys.
 
-    They are found by looking: one block of the same kind, on two rows of one token and of two. Raises
-    ConfigurationError for a tap that is not of each token.
+    They are found by looking: one block of each kind, on two rows of one token and of two. Raises ConfigurationError
+    for a tap that is not of each token.
     """
-    small = replace(config, num_layers=1, vocab_size=2, context_length=8, end_of_text_id=None, begin_of_text_id=None)
+    kinds = tuple(dict.fromkeys(config.blocks))
+    small = replace(config, blocks=kinds, vocab_size=2, context_length=8, end_of_text_id=None, begin_of_text_id=None)
     ops = component("backend", "numpy", precision="float64", ops="manual")
     params = placed(small, ops, {name: np.full(shape, 0.01) for name, shape in shapes(small).items()})
     seen: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for length, found in zip((1, 2), seen, strict=True):
 
         def look(name: str, x: Any, found: dict[str, Any] = found) -> Any:
-            found[name.removeprefix("blocks.0.")] = x.shape
+            found[name] = x.shape
             return x
 
         forward(ops, small, params, np.zeros((2, length), np.int64), np.zeros(2, np.int64), tap=look)
@@ -213,27 +216,32 @@ def growing_axes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
                 "something of each token: the rows first, and an axis of tokens."
             )
             raise ConfigurationError(message)
-    return {name: tuple(axis for axis, n in enumerate(shape) if n != short[name][axis]) for name, shape in long.items()}
+    axes = {name: tuple(axis for axis, n in enumerate(shape) if n != short[name][axis]) for name, shape in long.items()}
+    layers = {
+        f"blocks.{layer}.{name}": axes[f"blocks.{kinds.index(block)}.{name}"]
+        for layer, block in enumerate(config.blocks)
+        for name in block.taps
+    }
+    return {name: found for name, found in axes.items() if not name.startswith("blocks.")} | layers
 
 
 class Kept:
     """A tap that keeps what it sees, by its local name, and says to exact mode's certificate where we are."""
 
-    def __init__(self, ops: Any, names: list[str], prefix: str = "") -> None:
-        self.ops, self.names, self.prefix = ops, names, prefix
+    def __init__(self, ops: Any, names: list[str]) -> None:
+        self.ops, self.names = ops, names
         self.taps: dict[str, Any] = {}
         ops.certificate.place = names[0]
 
     def __call__(self, name: str, x: Any) -> Any:
-        local = name.removeprefix(self.prefix)
-        if local not in self.names or local in self.taps:
-            said = "is shown twice" if local in self.taps else "is not declared"
+        if name not in self.names or name in self.taps:
+            said = "is shown twice" if name in self.taps else "is not declared"
             message = (
-                f"The tap {local} {said}. A component lists each of its taps once in `taps`, shows it once, and calls "
+                f"The tap {name} {said}. A component lists each of its taps once in `taps`, shows it once, and calls "
                 "none of them `out`, which is what the decoder calls its result."
             )
             raise ConfigurationError(message)
-        self.taps[local] = x
-        place = self.names.index(local) + 1
+        self.taps[name] = x
+        place = self.names.index(name) + 1
         self.ops.certificate.place = self.names[place] if place < len(self.names) else ""
         return x

@@ -7,17 +7,19 @@ attention is run under a name of ours, by a function that looks on.
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer_lab.checkpoints import read_config
+from transformer_lab.checkpoints import families, read_config
+from transformer_lab.checkpoints.config_file import read_family
 from transformer_lab.checkpoints.loading import require_loadable
-from transformer_lab.comparison.judging.semantics import transformers_fields
+from transformer_lab.comparison.judging.semantics import transformers_config, transformers_fields
 from transformer_lab.comparison.participants.participant import in_order
 from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
 from transformer_lab.memory import enough_memory
@@ -38,7 +40,7 @@ except ImportError as error:
 
 PRECISIONS = ("float32", "float64", "bfloat16")
 ATTENTION = "transformer_lab"  # what transformers calls the attention that looks on
-OBSERVER = "transformer_lab_observer"  # the argument that it hands through to it
+_OBSERVERS: list[Callable[[int, dict[str, Any]], None]] = []  # not all models hand an argument through to it
 
 
 class Modules(NamedTuple):
@@ -51,28 +53,24 @@ class Modules(NamedTuple):
     inputs: dict[str, str]
 
 
-MODULES = {
-    "gpt2": Modules(
-        "transformer.h",
-        "transformer.ln_f",
-        {"norm_1": "ln_1", "attn.out": "attn", "norm_2": "ln_2", "ffn.pre": "mlp.c_fc", "ffn.out": "mlp"},
-        {"resid_mid": "ln_2", "ffn.act": "mlp.c_proj"},
-    ),
-    "llama": Modules(
-        "model.layers",
-        "model.norm",
-        {"norm_1": "input_layernorm", "attn.out": "self_attn", "norm_2": "post_attention_layernorm"}
-        | {"ffn.pre": "mlp.gate_proj", "ffn.out": "mlp"},
-        {"resid_mid": "post_attention_layernorm", "ffn.act": "mlp.down_proj"},
-    ),
-}
+def modules_of(family: ModuleType) -> Modules:
+    """As the tensors are named after the modules that they are in, the names of a checkpoint say where the taps are."""
+    inside = {part: module for part, module in family.NAMES.inside.items() if isinstance(module, str)}
+    norms = {part: inside[part] for part in ("norm_1", "norm_2", "post_norm_1", "post_norm_2") if part in inside}
+    # The projections and not what they are in: that may add the stream already (BLOOM).
+    results = norms | {"attn.out": inside["attn.out"], "ffn.out": inside["ffn.down"]}
+    first = inside.get("ffn.gate", inside.get("ffn.up"))
+    results |= {} if first is None else {"ffn.pre": first}
+    inputs = {"ffn.act": inside["ffn.down"], "resid_mid": inside.get("norm_2", inside["ffn.down"].rpartition(".")[0])}
+    start = f"{family.PREFIX}{family.NAMES.layer}"
+    return Modules(start, f"{family.PREFIX}{family.NAMES.outside['final_norm']}", results, inputs)
 
 
 class Transformers:
     """Takes part with a folder in Hugging Face layout, run by transformers, or with a model that it has built.
 
     source: what load_model takes; the weights are loaded at the first run. precision: "float32", "float64" or
-    "bfloat16". model: instead of a source, a GPT-2 or Llama with a language-model head, in whatever state it is; it
+    "bfloat16". model: instead of a source, one of a known family with its head, in whatever state it is; it
     keeps its own precision and device, and is not changed. config: what transformers' own configuration amounts to, by
     the names of our fields (`semantics.py`), or None if they cannot say it. All taps of one prompt are held at once.
 
@@ -107,16 +105,25 @@ class Transformers:
                 )
                 raise ConfigurationError(message)
             require_loadable(self._folder, ours := read_config(self._folder))
+            family = read_family(self._folder)[0]
+            if family.ARCHITECTURE is None:
+                message = (
+                    f"transformers does not know the model type of {source}, which is our own: it cannot take part."
+                )
+                raise ConfigurationError(message)
             theirs = _reading(self._folder, transformers.AutoConfig.from_pretrained)
             tied, own = ours.tied_head, precision or "float32"
         else:
             theirs = getattr(model, "config", None)
-            if getattr(theirs, "model_type", None) not in MODULES or getattr(model, "lm_head", None) is None:
+            known = [name for name in families.names() if name != families.OURS]
+            found = families.find(str(getattr(theirs, "model_type", None)))
+            if found is None or found.ARCHITECTURE is None or getattr(model, "lm_head", None) is None:
                 message = (
                     f"The taps of a {type(model).__name__} are not known here; those of transformers' "
-                    f"{', '.join(MODULES)} with a language-model head are."
+                    f"{', '.join(known)} with a language-model head are."
                 )
                 raise ConfigurationError(message)
+            family = found
             self._model, self.device = model, str(model.device)
             tied = model.lm_head.weight is model.get_input_embeddings().weight
             own = str(model.dtype).removeprefix("torch.")
@@ -128,8 +135,9 @@ class Transformers:
             raise ConfigurationError(message)
         self.precision = own
         self.name = name or f"transformers {own}"
-        self._family = theirs.model_type
+        self._modules = modules_of(family)
         self.config = _in_our_words(theirs, tied)
+        self._taps = _taps(theirs)
 
     @cached_property
     def _model(self) -> Any:
@@ -150,7 +158,7 @@ class Transformers:
                 keep(f"blocks.{layer}.{tap}", value)
 
         with ExitStack() as stack:
-            for hook in _hooked(model, self._family, keep):
+            for hook in _hooked(model, self._modules, self._taps, keep):
                 stack.callback(hook.remove)
             stack.enter_context(_looked_on(model))
             stack.enter_context(torch.no_grad())
@@ -159,12 +167,14 @@ class Transformers:
             angles = _wide_angles(model) if wide else {}
             stack.enter_context(Widened() if wide else nullcontext())
             ids = torch.as_tensor(np.asarray(token_ids, np.int64)[None], device=model.device)
-            torch.func.functional_call(model, angles, (ids,), {"use_cache": False, OBSERVER: keep_attention})
+            stack.enter_context(_observing(keep_attention))
+            found = torch.func.functional_call(model, angles, (ids,), {"use_cache": False})
+            keep("logits", found.logits)
         for tap, _ in list(in_order(kept, self.name)):
             yield tap, kept.pop(tap)
 
 
-def _hooked(model: Any, family: str, keep: Callable[[str, Any], None]) -> Iterator[Any]:
+def _hooked(model: Any, modules: Modules, taps: list[set[str]], keep: Callable[[str, Any], None]) -> Iterator[Any]:
     """The handles of hooks that keep every tap that is the result of a module, or goes into one."""
 
     def result(module: Any, tap: str) -> Any:
@@ -173,17 +183,17 @@ def _hooked(model: Any, family: str, keep: Callable[[str, Any], None]) -> Iterat
     def given(module: Any, tap: str) -> Any:
         return module.register_forward_pre_hook(lambda _, args: keep(tap, args))
 
-    modules = MODULES[family]
     blocks = model.get_submodule(modules.blocks)
     yield given(blocks[0], "embed")
-    for layer, block in enumerate(blocks):
+    for layer, (block, shown) in enumerate(zip(blocks, taps, strict=True)):
         for tap, path in modules.results.items():
-            yield result(block.get_submodule(path), f"blocks.{layer}.{tap}")
+            if tap in shown:
+                yield result(block.get_submodule(path), f"blocks.{layer}.{tap}")
         for tap, path in modules.inputs.items():
-            yield given(block.get_submodule(path), f"blocks.{layer}.{tap}")
+            if tap in shown:
+                yield given(block.get_submodule(path), f"blocks.{layer}.{tap}")
         yield result(block, f"blocks.{layer}.resid_post")
     yield result(model.get_submodule(modules.final_norm), "final_norm")
-    yield result(model.lm_head, "logits")
 
 
 @contextmanager
@@ -203,19 +213,31 @@ def _looked_on(model: Any) -> Iterator[None]:
 
 def attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
     """The module's own eager attention, looked on: query [B, H, T, N], key and value [B, K, T, N]."""
-    observe = options.pop(OBSERVER)
     with Scores() as seen:
         if getattr(module, "reorder_and_upcast_attn", False) and query.dtype != torch.float64:  # which it refuses
             result = module._upcast_and_reordered_attn(query, key, value, attention_mask)
         else:
             result = _eager_attention(module)(module, query, key, value, attention_mask, **options)
-    values = {"attn.q": query, "attn.k": key, "attn.v": value, "attn.pattern": result[1]}
+    values = {"attn.k": key, "attn.v": value, "attn.pattern": result[1]}
+    if getattr(module, "scaling", options.get("scaling")) == options.get("scaling"):
+        values["attn.q"] = query  # OPT has scaled them already
     if seen.scores is not None:  # a mask of transformers is the lowest finite number, added
         values["attn.scores"] = seen.scores.masked_fill(
             seen.scores <= torch.finfo(seen.scores.dtype).min / 2, -torch.inf
         )
-    observe(module.layer_idx, values)
+    for observe in _OBSERVERS[-1:]:
+        observe(module.layer_idx, values)
     return result
+
+
+@contextmanager
+def _observing(observe: Callable[[int, dict[str, Any]], None]) -> Iterator[None]:
+    """While this holds, `observe` is told the layer and the values of every attention."""
+    _OBSERVERS.append(observe)
+    try:
+        yield
+    finally:
+        _OBSERVERS.pop()
 
 
 def _eager_attention(module: Any) -> Callable[..., Any]:
@@ -263,6 +285,16 @@ def _wide_angles(model: Any) -> dict[str, Any]:
                 with Widened():
                     found[f"{path}.inv_freq"] = kind(module.config).inv_freq.to(held.device)
     return found
+
+
+def _taps(theirs: Any) -> list[set[str]]:
+    """For each block the taps that the definition has: a parallel one has nothing between attention and network."""
+    with suppress(LabError):
+        config, _ = transformers_config(theirs)
+        if config is not None:
+            return [set(block.taps) for block in config.blocks]
+    every = {"norm_1", "attn.out", "resid_mid", "norm_2", "ffn.pre", "ffn.act", "ffn.out"}
+    return [every] * theirs.num_hidden_layers
 
 
 def _in_our_words(theirs: Any, tied: bool) -> dict[str, Any] | None:

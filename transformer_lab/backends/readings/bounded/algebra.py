@@ -162,7 +162,8 @@ def _monotone(name: str, run: Callable[[Any], Any], low: float = -math.inf, leas
                     above, below = run(x.value + off) - value, value - run(np.maximum(x.value - off, low))
                 carried = np.fmax(above, below)
                 carried = np.where(np.isnan(above) | np.isnan(below) | (x.value - off < low), math.inf, carried)
-            lost = units.elementary * units.inner * np.abs(value) + least
+            # Of the value where the argument may be, which is larger than that where it is expected.
+            lost = units.elementary * units.inner * (np.abs(value) + carried) + least
             return rounded(units, value, carried + lost)
 
         return pair(reading, value, error, x)

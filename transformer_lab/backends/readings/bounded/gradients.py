@@ -310,6 +310,7 @@ def attention(
     value: np.ndarray,
     start: np.ndarray,
     scale: float,
+    window: int | None = None,
     *,
     g: np.ndarray,
     steps: Steps,
@@ -323,7 +324,7 @@ def attention(
     kv_heads, keys = key.shape[1:3]
     shared = heads // kv_heads
     for row in range(batch):
-        visible = visible_keys(steps, np.asarray(start[row : row + 1]), queries, keys)[:, None]
+        visible = visible_keys(steps, np.asarray(start[row : row + 1]), queries, keys, window)[:, None]
         for head in range(kv_heads):
             its = (slice(row, row + 1), slice(head * shared, (head + 1) * shared))  # queries, and what comes of them
             own = (slice(row, row + 1), slice(head, head + 1))

@@ -118,7 +118,7 @@ def layer_norm(reading: Any, x: Bounded, weight: Bounded, bias: Bounded, epsilon
         )
 
     value = centred / np.sqrt(_mean(centred * centred) + epsilon) * weight.value + bias.value
-    return pair(reading, value, error, x, weight, bias)
+    return pair(reading, value, error, x, weight, bias, factor=not bias.value.any())
 
 
 def rms_norm(reading: Any, x: Bounded, weight: Bounded, epsilon: float) -> Bounded:
@@ -127,7 +127,8 @@ def rms_norm(reading: Any, x: Bounded, weight: Bounded, epsilon: float) -> Bound
     def error(units: Units, off_x: Any, off_weight: Any) -> Any:
         return _root_error(units, x.value, off_x, np.zeros(1), epsilon, weight.value, None, off_weight)
 
-    return pair(reading, x.value / np.sqrt(_mean(x.value**2) + epsilon) * weight.value, error, x, weight)
+    value = x.value / np.sqrt(_mean(x.value**2) + epsilon) * weight.value
+    return pair(reading, value, error, x, weight, factor=True)
 
 
 def _root_error(
@@ -215,8 +216,8 @@ def rotary(reading: Any, x: Bounded, cos: Bounded, sin: Bounded) -> Bounded:
     def error(units: Units, off: Any, off_cos: Any, off_sin: Any) -> np.ndarray:
         size = np.abs(x.value) + off
         off = np.broadcast_to(off, size.shape)
-        known = 4.0 * units.stored + np.maximum(off_cos, off_sin)
-        known = known[:, None] if np.ndim(known) else known
+        known = np.maximum(off_cos, off_sin)
+        known = 4.0 * units.stored * np.hypot(c, s) + (known[:, None] if np.ndim(known) else known)
         turned = [
             np.abs(c) * here + np.abs(s) * there + known * (size[..., :half] + size[..., half:])
             for here, there in ((off[..., :half], off[..., half:]), (off[..., half:], off[..., :half]))
@@ -233,10 +234,11 @@ def attention(
     value: Bounded,
     start: np.ndarray,
     scale: float,
+    window: int | None = None,
     tap: Any = manual.identity,
 ) -> Bounded:
     """Scores, pattern and mixture, each with its bound: shapes as in `manual.attention`."""
-    visible = manual.visible_keys(reading, start, query.shape[2], key.shape[2])[:, None]
+    visible = manual.visible_keys(reading, start, query.shape[2], key.shape[2], window)[:, None]
     pattern = tap("pattern", softmax(reading, tap("scores", scores(reading, query, key, visible, scale))))
     return mix(reading, pattern, value)
 

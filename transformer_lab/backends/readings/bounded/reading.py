@@ -150,7 +150,7 @@ class BoundedReading:
     def turn_table(self, table: Mapping[str, np.ndarray], angles: np.ndarray) -> dict[str, Bounded]:
         """Cosines and sines: a table that was computed in this precision knows its angles no better than their size. In
         exact mode the tables are rounded from float64."""
-        off = 2.0 * self.levels[0].inner * np.abs(angles)
+        off = 2.0 * self.levels[0].inner * np.abs(angles) * np.hypot(table["cos"], table["sin"])
         return {name: Bounded(values, (off, off), self) for name, values in table.items()}
 
     def top_k(self, x: Any, k: int) -> tuple[Any, Any]:

@@ -119,14 +119,26 @@ def _rotary(place: Place, x: Any, cos: Any, sin: Any) -> Any:
     return first * c - second * s if column < half else second * c + first * s
 
 
-def _attention(place: Place, query: Any, key: Any, value: Any, start: Any, scale: float, *_: Any) -> Any:
+def _attention(
+    place: Place,
+    query: Any,
+    key: Any,
+    value: Any,
+    start: Any,
+    scale: float,
+    window: int | None = None,
+    tap: Any = None,
+) -> Any:
     batch, head, token, column = place
     group = head // (query.shape[1] // key.shape[1])
     seen = int(start[batch]) + token + 1
     row = _numbers(query[batch, head, token])
-    scores = [mpmath.fdot(row, _numbers(one)) * scale for one in key[batch, group, :seen]]
+    first = 0 if window is None else max(0, seen - window)
+    scores = [mpmath.fdot(row, _numbers(one)) * scale for one in key[batch, group, first:seen]]
     total = _log_sum_exp(scores)
-    return mpmath.fdot((mpmath.exp(score - total) for score in scores), _numbers(value[batch, group, :seen, column]))
+    return mpmath.fdot(
+        (mpmath.exp(score - total) for score in scores), _numbers(value[batch, group, first:seen, column])
+    )
 
 
 def _cross_entropy(place: Place, logits: Any, targets: Any) -> Any:

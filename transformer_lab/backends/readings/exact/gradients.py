@@ -80,7 +80,15 @@ def rotary(ops: Any, g: Any, x: Any, cos: Any, sin: Any) -> Gradients:
 
 
 def attention(
-    ops: Any, g: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = identity
+    ops: Any,
+    g: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    start: Any,
+    scale: float,
+    window: int | None = None,
+    tap: Any = identity,
 ) -> Gradients:
     """Named points: the scores S and the pattern P, as in the forward pass, dP = round(g V^T), and
     dS = round(P (dP - sum_S P dP)), which is 0 for hidden keys, because P is. Then
@@ -95,7 +103,7 @@ def attention(
     rows, g_rows = (xp.reshape(array, (batch * kv_heads, -1, size)) for array in (query, g))
     by_key, values = (xp.reshape(array, (batch * kv_heads, keys, size)) for array in (key, value))
     scores = product(ops, rows, xp.matrix_transpose(by_key), scale)
-    visible = visible_keys(ops, start, queries, keys)[:, None, ...]
+    visible = visible_keys(ops, start, queries, keys, window)[:, None, ...]
     scores = xp.where(visible, xp.reshape(scores, (batch, heads, queries, keys)), NEGATIVE_INFINITY)
     pattern = xp.reshape(exact.softmax(ops, scores), (batch * kv_heads, -1, keys))
     to_scores = through_softmax(ops, pattern, product(ops, g_rows, xp.matrix_transpose(values)))

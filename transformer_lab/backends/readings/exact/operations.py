@@ -255,7 +255,16 @@ def _stacked(ops: Any, left: Any, columns: Any) -> Any:
     return ops.xp.matmul(left, ops.xp.matrix_transpose(columns))
 
 
-def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: float, tap: Any = identity) -> Any:
+def attention(
+    ops: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    start: Any,
+    scale: float,
+    window: int | None = None,
+    tap: Any = identity,
+) -> Any:
     """Scores, pattern and the mixed values are each rounded; shapes as in `manual.attention`.
 
     Queries go in blocks, each over the keys that its last query may see, unless somebody looks at scores and pattern,
@@ -275,7 +284,7 @@ def attention(ops: Any, query: Any, key: Any, value: Any, start: Any, scale: flo
         seen = keys - queries + first + count  # start + T <= S always holds, so no query of this block sees further
         rows = xp.reshape(query[:, :, first : first + count, :], (batch * kv_heads, -1, size))
         scores = xp.reshape(products(ops, rows, by_key, scale, outputs=seen), (batch, heads, count, seen))
-        visible = visible_keys(ops, start + first, count, seen)[:, None, ...]
+        visible = visible_keys(ops, start + first, count, seen, window)[:, None, ...]
         scores = tap("scores", xp.where(visible, scores, NEGATIVE_INFINITY))
         pattern = tap("pattern", softmax(ops, scores))
         mixed = products(ops, xp.reshape(pattern, (batch * kv_heads, -1, seen)), by_place)

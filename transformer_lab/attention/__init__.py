@@ -1,0 +1,1 @@
+"""How tokens look at each other: one file per kind, chosen by the `attention` group of the configuration."""

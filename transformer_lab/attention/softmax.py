@@ -1,0 +1,127 @@
+"""Softmax attention of one block: project, turn, remember, attend, project back. `attention=softmax` builds it.
+
+Which keys a query may see is the affair of the operation `attention`; where past keys are kept, of the cache.
+B batch, T new tokens, D hidden size, H query heads, K key/value heads (H = K * G), N head size, S keys kept so far.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from transformer_lab.attention.written_out import written_out
+from transformer_lab.errors import ConfigurationError
+from transformer_lab.model.axes import Axis, Shape
+from transformer_lab.model.limits import LIMITS, require_choice, require_positive, require_whole
+from transformer_lab.model.tokens import Tokens
+from transformer_lab.position.rotary import Rotary
+
+
+@dataclass(frozen=True)
+class SoftmaxAttention:
+    """softmax(scale Q K^T + mask) V, in H heads of N (Vaswani et al. 2017, arXiv 1706.03762).
+
+    num_heads H, head_size N. num_kv_heads K: fewer than H is grouped-query attention (Ainslie et al. 2023, arXiv
+    2305.13245), 1 multi-query attention (Shazeer 2019, arXiv 1911.02150); H if not given. position: a part that is
+    `in_attention` (`position/`), or None. qkv_bias, out_bias: whether the projections add one. scale: of the scores,
+    1 / sqrt(N) if not given. window: how many keys a query sees, its own included (Beltagy et al. 2020, arXiv
+    2004.05150); None is all. norm: a part (`norm/`) for queries and keys before they are turned (Henry et al. 2020,
+    arXiv 2010.04245), over each head, or with norm_over="all_heads" over all of them at once. cap: scores become
+    cap * tanh(score / cap) (Gemma Team 2024, arXiv 2408.00118). sinks: each head learns a score that is attended to and
+    gives nothing (OpenAI 2025, arXiv 2508.10925).
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ("q", "k", "v", "scores", "pattern", "out")
+
+    num_heads: int
+    head_size: int
+    num_kv_heads: int = None  # type: ignore[assignment]  # filled in below
+    position: Any = None
+    qkv_bias: bool = True
+    out_bias: bool = True
+    scale: float = None  # type: ignore[assignment]
+    window: int | None = None
+    norm: Any = None
+    norm_over: str = "head"
+    cap: float | None = None
+    sinks: bool = False
+
+    def __post_init__(self) -> None:
+        for name, absent in (("num_kv_heads", self.num_heads), ("scale", None)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, absent)
+        for name in ("num_heads", "head_size", "num_kv_heads"):
+            require_whole(name, getattr(self, name), LIMITS[name])
+        if self.num_heads % self.num_kv_heads:
+            message = f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}."
+            raise ConfigurationError(message)
+        if self.scale is None:
+            object.__setattr__(self, "scale", 1.0 / math.sqrt(self.head_size))
+        require_positive("attention.scale", self.scale)
+        if self.window is not None:
+            require_whole("attention.window", self.window, LIMITS["context_length"])
+        if self.cap is not None:
+            require_positive("attention.cap", self.cap)
+        require_choice("attention.norm_over", self.norm_over, ("head", "all_heads"))
+        if self.position is not None and not getattr(self.position, "in_attention", False):
+            message = f"attention.position is {type(self.position).__name__}, which is added to the embedding instead."
+            raise ConfigurationError(message)
+        if isinstance(self.position, Rotary):
+            self._settle_rotary(self.position)
+
+    def _settle_rotary(self, rotary: Rotary) -> None:
+        """A rotary position knows how much of a head it turns."""
+        if rotary.size is None and self.head_size % 2:
+            message = f"head_size {self.head_size} is odd; rotary positions turn pairs, so it must be even."
+            raise ConfigurationError(message)
+        if rotary.size is not None and rotary.size > self.head_size:
+            message = f"position.size is {rotary.size}, more than head_size, {self.head_size}."
+            raise ConfigurationError(message)
+        object.__setattr__(self, "position", replace(rotary, size=rotary.size or self.head_size))
+
+    def shapes(self, hidden_size: int) -> dict[str, Shape]:
+        """The parameters below `blocks.{i}.attn`. qkv: the columns of all queries, then all keys, then all values."""
+        heads, keys = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        embed, qkv = Axis(hidden_size, "embed"), Axis(heads + 2 * keys, "qkv")
+        shapes: dict[str, Shape] = {"qkv.kernel": (embed, qkv), "out.kernel": (Axis(heads, "heads"), embed)}
+        shapes |= {"qkv.bias": (qkv,)} if self.qkv_bias else {}
+        shapes |= {"out.bias": (embed,)} if self.out_bias else {}
+        if self.norm is not None:
+            one = self.norm_over == "head"
+            for name, size in (
+                ("q_norm", self.head_size if one else heads),
+                ("k_norm", self.head_size if one else keys),
+            ):
+                shapes |= {f"{name}.{part}": shape for part, shape in self.norm.shapes(size).items()}
+        return shapes | ({"sinks": (Axis(self.num_heads, "heads"),)} if self.sinks else {})
+
+    def __call__(
+        self, ops: Any, params: Any, x: Any, tokens: Tokens, cache: Any, tap: Callable[[str, Any], Any]
+    ) -> tuple[Any, Any]:
+        """x [B, T, D] -> ([B, T, D], the layer's cache)."""
+        xp, (batch, length, _) = ops.xp, x.shape
+        heads, last = self.num_heads, self.num_heads + self.num_kv_heads
+        qkv = ops.linear(x, params["qkv"]["kernel"], params["qkv"].get("bias"))  # [B, T, (H + 2 K) N]
+        qkv = xp.reshape(qkv, (batch, length, heads + 2 * self.num_kv_heads, self.head_size))
+        query, key, value = qkv[:, :, :heads, :], qkv[:, :, heads:last, :], qkv[:, :, last:, :]
+        if self.norm is not None:
+            query, key = self._normal(ops, params["q_norm"], query), self._normal(ops, params["k_norm"], key)
+        query, key, value = (xp.permute_dims(part, (0, 2, 1, 3)) for part in (query, key, value))  # [B, H or K, T, N]
+        if tokens.angles is not None:
+            query, key = (self.position.turn(ops, part, tokens.angles) for part in (query, key))
+        query, key, value = tap("q", query), tap("k", key), tap("v", value)
+        if cache is not None:
+            cache, key, value = cache.update(ops, key, value, tokens.start)  # [B, K, S, N]
+        if self.cap is None and not self.sinks and not hasattr(self.position, "bias"):
+            mixed = ops.attention(query, key, value, tokens.start, self.scale, self.window, tap)  # [B, H, T, N]
+        else:
+            mixed = written_out(ops, self, query, key, value, tokens.start, params.get("sinks"), tap)
+        mixed = xp.reshape(xp.permute_dims(mixed, (0, 2, 1, 3)), (batch, length, heads * self.head_size))
+        return tap("out", ops.linear(mixed, params["out"]["kernel"], params["out"].get("bias"))), cache
+
+    def _normal(self, ops: Any, params: Any, x: Any) -> Any:
+        """The norm of queries or keys, x [B, T, heads, N]."""
+        if self.norm_over == "head":
+            return self.norm(ops, params, x)
+        rows = ops.xp.reshape(x, (*x.shape[:2], -1))
+        return ops.xp.reshape(self.norm(ops, params, rows), x.shape)

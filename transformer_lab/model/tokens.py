@@ -1,0 +1,24 @@
+"""What belongs to the tokens of one pass, handed down to every part of the decoder as one value."""
+
+from typing import Any, NamedTuple
+
+
+class Tokens(NamedTuple):
+    """ids [B, T] as they came. start [B]: the position of each row's first token; positions [B, T]: of every token.
+
+    real: bool [B, T], what is no padding; None if all are. angles: (cos, sin), each [B, T, N / 2], of the rotary
+    positions of the block that is given it, or None.
+    """
+
+    ids: Any
+    start: Any
+    positions: Any
+    real: Any = None
+    angles: Any = None
+
+
+def tokens_of(ops: Any, ids: Any, start: Any, lengths: Any = None) -> Tokens:
+    """ids [B, T] at positions start [B] onward. lengths [B]: how many of each row are no padding."""
+    places = ops.xp.arange(ids.shape[1], dtype=start.dtype, device=ops.array_device)
+    real = None if lengths is None else places[None, :] < lengths[:, None]
+    return Tokens(ids, start, start[:, None] + places, real)
