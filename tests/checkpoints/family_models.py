@@ -47,6 +47,10 @@ CASES = {
         FOUR | {"head_dim": 8, "sliding_window": 5, "layer_types": [FULL, SLIDING, SLIDING, FULL]},
     ),
     "qwen2": ("Qwen2", {}),
+    "qwen2 longrope, longer than it was trained": (
+        "Qwen2",
+        {"rope_parameters": LONG | {"original_max_position_embeddings": 32}},
+    ),
     "qwen2 with windows": ("Qwen2", FOUR | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2}),
     "qwen3": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
     "qwen3 with biases": ("Qwen3", {"head_dim": 8, "attention_bias": True}),
@@ -57,6 +61,14 @@ CASES = {
     "gemma2": ("Gemma2", FOUR | {"head_dim": 12, "sliding_window": 6, "query_pre_attn_scalar": 20}),
     "gemma2 without caps": ("Gemma2", {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
     "gemma3_text": ("Gemma3Text", {"num_hidden_layers": 7, "head_dim": 12, "sliding_window": 6}),
+    "gemma3_text, yarn of its own length": (
+        "Gemma3Text",
+        {
+            "num_hidden_layers": 6,
+            "head_dim": 8,
+            "rope_parameters": {FULL: YARN, SLIDING: {"rope_type": "default", "rope_theta": 1e4}},
+        },
+    ),
     "gemma3_text, alternating": (
         "Gemma3Text",
         {"head_dim": 8, "sliding_window": 9, "layer_types": [SLIDING, FULL], "final_logit_softcapping": 20.0},
@@ -86,6 +98,10 @@ CASES = {
     "stablelm": ("StableLm", {}),
     "stablelm in parallel": ("StableLm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     "smollm3": ("SmolLM3", FOUR | {"no_rope_layer_interval": 2}),
+    "smollm3 with windows by their kinds": (
+        "SmolLM3",
+        {"use_sliding_window": False, "sliding_window": 5, "layer_types": [FULL, SLIDING]},
+    ),
     "smollm3 with windows": ("SmolLM3", FOUR | {"use_sliding_window": True, "sliding_window": 5}),
     "granite": (
         "Granite",

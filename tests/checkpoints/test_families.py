@@ -1,5 +1,7 @@
 """Every family against transformers, on random small models: what it computes, what it writes, what is read back."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -110,3 +112,48 @@ def test_tap_by_tap_beside_transformers(saved):
     assert {"embed", "final_norm", "logits", "blocks.0.norm_1", "blocks.1.attn.out", "blocks.1.ffn.out"} <= shown | {
         "blocks.0.norm_1"
     }
+
+
+@pytest.mark.parametrize(
+    ("title", "change", "words"),
+    [
+        ("gemma3_text", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters"),
+        ("gemma3_text", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ("gpt_neox", {"head_dim": 16}, "head_dim"),
+        ("mistral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("olmo", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("smollm3", {"no_rope_layers": [1, 0, 2, 1]}, "no_rope_layers"),
+        ("gpt_neo", {"attention_layers": ["global"]}, "attention_types"),
+        ("gptj", {"rotary_dim": 5}, "rotary_dim"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual"),
+        ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
+        ("granite", {"residual_multiplier": 0}, "residual_multiplier"),
+        ("mistral", {"sliding_window": 0}, "sliding_window"),
+    ],
+)
+def test_what_changes_the_result_is_refused_by_name(title, change, words, tmp_path):
+    save_family(title, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(lab.InputFileError, match=words):
+        lab.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("title", "change"),
+    [
+        ("gpt_neox", {"partial_rotary_factor": 0.5}),
+        ("gpt_neo", {"attention_types": [[["local"], 2]]}),
+        ("gemma", {"hidden_act": "gelu"}),
+    ],
+)
+def test_what_transformers_passes_over_is_passed_over(title, change, tmp_path):
+    save_family(title, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert apart(lab.load_model(tmp_path).logits(IDS), logits(theirs)) < LOGITS_FLOAT32

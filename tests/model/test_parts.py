@@ -10,10 +10,12 @@ from small_models import changed, small_model
 from transformer_lab.attention.softmax import SoftmaxAttention
 from transformer_lab.block.parallel import Parallel
 from transformer_lab.block.sequential import Sequential
+from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.dense import Dense
-from transformer_lab.language_model import with_parts
+from transformer_lab.language_model import assemble, with_parts
 from transformer_lab.model.axes import axis_names
+from transformer_lab.model.init import initialise
 from transformer_lab.model.parameters import count, shapes
 from transformer_lab.norm.layer_norm import LayerNorm
 from transformer_lab.norm.rms_norm import RMSNorm
@@ -51,6 +53,17 @@ def test_parts_are_changed_in_every_layer():
     assert {type(block.norm) for block in normal.blocks} == {RMSNorm} == {type(normal.norm)}
     assert isinstance(with_parts(SMALL, block=Parallel).blocks[1], Parallel)
     assert with_parts(SMALL) == SMALL
+    named = with_parts(SMALL, position="rotary", norm="rms_norm", block="parallel")
+    assert named == with_parts(SMALL, position=Rotary(), norm=RMSNorm(), block=Parallel)
+
+
+def test_norms_without_parameters_may_be_anywhere():
+    bare = LayerNorm(weight=False, bias=False)
+    config = replace(with_parts(SMALL, norm=bare, attention={"norm": bare}), embedding_norm=bare)
+    arrays = dict(initialise(config))
+    assert not any("norm" in name for name in arrays)
+    found = [assemble(config, arrays, component("backend", name)).logits([1, 2, 3]) for name in ("numpy", "torch")]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
 def test_what_was_filled_in_follows():
@@ -72,6 +85,15 @@ def test_what_was_filled_in_follows():
         ({"attention": {"num_kv_heads": 3}}, "num_heads 4 is not a multiple of num_kv_heads 3"),
         ({"attention": {"cap": -1.0}}, r"attention\.cap is -1\.0"),
         ({"attention": {"norm_over": "token"}}, r"attention\.norm_over is 'token'"),
+        ({"attention": {"norm": "rms_norm"}}, "attention.norm is 'rms_norm'; it must be a part"),
+        ({"attention": {"position": "rotary"}}, "attention.position is 'rotary'; it must be a part"),
+        ({"norm": "rms_nrom"}, r"There is no norm=rms_nrom\. Did you mean norm=rms_norm"),
+        ({"norm": LayerNorm}, "norm is .*LayerNorm.*class"),
+        ({"norm": {"epsilon": 1e-3}}, "norm is .*no part: it lacks shapes"),
+        ({"position": Alibi}, "position is .*class"),
+        ({"position": 3}, "position is 3, which is no part: it lacks in_attention"),
+        ({"ffn": 5}, "ffn is 5, which is no part"),
+        ({"block": 5}, "block is 5, which is no part"),
     ],
 )
 def test_a_wrong_change_is_named(parts, words):
@@ -85,6 +107,12 @@ def test_a_wrong_change_is_named(parts, words):
         (lambda: SoftmaxAttention(2, 5, position=Rotary()), "head_size 5 is odd"),
         (lambda: SoftmaxAttention(2, 4, position=Rotary(size=6)), "position.size is 6, more than head_size, 4"),
         (lambda: Rotary(size=3), "position.size is 3"),
+        (lambda: Rotary(size=10**400), "position.size is"),
+        (lambda: Rotary(size=4, scaling=Rotary()), "position.scaling is Rotary"),
+        (lambda: Rotary(base=10**400), "position.base is"),
+        (lambda: Yarn(2.0, 8, fast=1e308), "scaling.fast is"),
+        (lambda: Linear(2.0, length=0.0), "scaling.length is 0.0"),
+        (lambda: Learned(skipped=-1), "position.skipped is -1"),
         (lambda: Rotary(base=0.0), "position.base is 0.0"),
         (lambda: Rotary(pairs="thirds"), "position.pairs is 'thirds'"),
         (lambda: Rotary(size=8, scaling=LongRope((1.0, 2.0))), "divisors are 2; there are 4"),
@@ -96,7 +124,7 @@ def test_a_wrong_change_is_named(parts, words):
         (lambda: Sequential(None, None, None, "before and after"), "block.norms is 'before and after'"),
         (lambda: replace(SMALL, blocks=()), "num_layers is 0"),
         (lambda: replace(SMALL, embedding_scale=0.0), "embedding_scale is 0.0"),
-        (lambda: replace(SMALL, logits_cap=True), "logits_cap is True"),
+        (lambda: replace(SMALL, logits_cap=True), "logits_cap is true"),
     ],
 )
 def test_parts_refuse_what_makes_no_decoder(build, words):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from transformer_lab.attention.written_out import written_out
-from transformer_lab.errors import ConfigurationError
+from transformer_lab.errors import ConfigurationError, shown
 from transformer_lab.model.axes import Axis, Shape
 from transformer_lab.model.limits import LIMITS, require_choice, require_positive, require_whole
 from transformer_lab.model.tokens import Tokens
@@ -63,8 +63,14 @@ class SoftmaxAttention:
         if self.cap is not None:
             require_positive("attention.cap", self.cap)
         require_choice("attention.norm_over", self.norm_over, ("head", "all_heads"))
-        if self.position is not None and not getattr(self.position, "in_attention", False):
+        if self.position is not None and not hasattr(self.position, "in_attention"):
+            message = f"attention.position is {shown(self.position)}; it must be a part, such as Rotary()."
+            raise ConfigurationError(message)
+        if self.position is not None and not self.position.in_attention:
             message = f"attention.position is {type(self.position).__name__}, which is added to the embedding instead."
+            raise ConfigurationError(message)
+        if self.norm is not None and not hasattr(self.norm, "shapes"):
+            message = f"attention.norm is {shown(self.norm)}; it must be a part, such as RMSNorm()."
             raise ConfigurationError(message)
         if isinstance(self.position, Rotary):
             self._settle_rotary(self.position)
@@ -105,7 +111,9 @@ class SoftmaxAttention:
         qkv = xp.reshape(qkv, (batch, length, heads + 2 * self.num_kv_heads, self.head_size))
         query, key, value = qkv[:, :, :heads, :], qkv[:, :, heads:last, :], qkv[:, :, last:, :]
         if self.norm is not None:
-            query, key = self._normal(ops, params["q_norm"], query), self._normal(ops, params["k_norm"], key)
+            query, key = (
+                self._normal(ops, params.get(name, {}), part) for name, part in (("q_norm", query), ("k_norm", key))
+            )
         query, key, value = (xp.permute_dims(part, (0, 2, 1, 3)) for part in (query, key, value))  # [B, H or K, T, N]
         if tokens.angles is not None:
             query, key = (self.position.turn(ops, part, tokens.angles) for part in (query, key))

@@ -21,9 +21,15 @@ _KNOWN = {
 
 
 def read_rotary(
-    fields: Fields, head_size: int, context_length: int, base: float = 10000.0, share: float = 1.0, kind: str = ""
+    fields: Fields,
+    head_size: int,
+    context_length: int,
+    base: float = 10000.0,
+    share: float | None = None,
+    kind: str = "",
 ) -> Rotary:
-    """base and share (how much of a head is turned): what absent fields mean. kind: of the layer, where they differ.
+    """base: what an absent one means. share: how much of a head is turned where the fields are silent; None is a family
+    that always turns all of it. kind: of the layer, where they differ.
 
     "dynamic" changes nothing within the context of the model, and beyond it nobody comes here.
     """
@@ -39,30 +45,42 @@ def read_rotary(
     for key in parameters:
         if key not in _KNOWN:
             inner.refuse(f"{name}.{key}", f"is not known; known are {', '.join(sorted(_KNOWN))}")
-    holder, at = (inner, f"{name}.") if f"{name}.partial_rotary_factor" in inner.values else (fields, "")
-    share = (
-        holder.positive(f"{at}partial_rotary_factor", share)
-        if holder.values.get(f"{at}partial_rotary_factor") is not None
-        else share
-    )
-    size = int(head_size * share)
-    if share == 1 and size % 2:
-        fields.refuse("head_dim", f"is {head_size}; rotary positions turn pairs, so it must be even")
-    if share > 1 or size < 2 or size % 2:
-        holder.refuse(
-            f"{at}partial_rotary_factor", f"is {share}, of a head of {head_size}; rotary positions turn pairs"
-        )
+    size = _turned(fields, inner, name, head_size, share)
     holder, at = (inner, f"{name}.") if f"{name}.rope_theta" in inner.values else (fields, "")
-    return Rotary(holder.positive(f"{at}rope_theta", base), size, scaling=_scaling(inner, name, context_length, fields))
+    nested = f"{name}.original_max_position_embeddings"
+    trained = trained_length(fields, context_length)
+    if kind and name.endswith(kind):
+        trained = inner.whole(nested, context_length, 10**8)
+    return Rotary(
+        holder.positive(f"{at}rope_theta", base), size, scaling=_scaling(inner, name, context_length, trained)
+    )
 
 
-def _scaling(inner: Fields, name: str, context_length: int, fields: Fields) -> Any:
+def _turned(fields: Fields, inner: Fields, name: str, head_size: int, share: float | None) -> int:
+    """How many numbers of a head are turned."""
+    inside = f"{name}.partial_rotary_factor"
+    holder, field = (inner, inside) if inside in inner.values else (fields, "partial_rotary_factor")
+    if holder.values.get(field) is not None:
+        given = holder.positive(field, 1.0)
+        if share is None and given != 1:
+            holder.refuse(field, f"is {given}; models of this family turn whole heads, so 1 is offered")
+        share = given
+    size = int(head_size * (share or 1.0))
+    if (share or 1.0) == 1 and size % 2:
+        fields.refuse("head_dim", f"is {head_size}; rotary positions turn pairs, so it must be even")
+    if (share or 1.0) > 1 or size < 2 or size % 2:
+        holder.refuse(field, f"is {share}, of a head of {head_size}; rotary positions turn pairs")
+    return size
+
+
+def _scaling(inner: Fields, name: str, context_length: int, trained: int) -> Any:
     kind = inner.values.get(f"{name}.rope_type", inner.values.get(f"{name}.type", "default"))
     if kind not in _KINDS:
         inner.refuse(f"{name}.rope_type", f"is {shown(kind)}; choose one of {', '.join(_KINDS)}")
     if kind in ("default", "dynamic"):
         return None
-    trained = trained_length(fields, context_length)
+    if trained < 2:
+        inner.refuse(f"{name}.original_max_position_embeddings", f"is {trained}; it must be at least 2")
     factor = inner.values.get(f"{name}.factor")
     if factor is None and kind in ("yarn", "longrope"):
         factor = context_length / trained
@@ -79,9 +97,9 @@ def _scaling(inner: Fields, name: str, context_length: int, fields: Fields) -> A
     if kind == "longrope":
         usual = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
         divisors = inner.values.get(f"{name}.short_factor")
-        if not isinstance(divisors, list) or not all(type(one) in (int, float) for one in divisors):
-            inner.refuse(f"{name}.short_factor", "must be a list of numbers")
-        return LongRope(tuple(map(float, divisors)), usual if length is None else length)
+        if not isinstance(divisors, list) or not all(type(one) in (int, float) and 0 < one < 1e300 for one in divisors):
+            inner.refuse(f"{name}.short_factor", "must be a list of positive numbers")
+        return LongRope(tuple(map(float, divisors)), usual if length is None else length, trained)
     weights = [inner.values.get(f"{name}.{which}") for which in ("mscale", "mscale_all_dim")]
     if length is None and all(weights):
         over, under = (inner.positive(f"{name}.{which}", 1.0) for which in ("mscale", "mscale_all_dim"))
@@ -128,6 +146,7 @@ def rotary_fields(rotary: Any, head_size: int) -> dict[str, Any]:
     elif isinstance(scaling, LongRope):
         found |= {"rope_type": "longrope", "attention_factor": scaling.length, "short_factor": list(scaling.divisors)}
         found |= {"long_factor": list(scaling.divisors), "factor": 1.0}
+        found |= {"original_max_position_embeddings": scaling.trained_length}
     elif scaling is not None:
         message = f"it knows no {type(scaling).__name__}"
         raise ConfigurationError(message)

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
-from transformer_lab.config import construct
-from transformer_lab.errors import ConfigurationError
+from transformer_lab.config import component, construct, names
+from transformer_lab.errors import ConfigurationError, shown
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.outside_part import OutsidePart
 from transformer_lab.position.none import NoPosition
@@ -19,17 +20,44 @@ def with_parts(config: ModelConfig, **parts: Any) -> ModelConfig:
 
     ffn, attention: another component, or a mapping of fields to change in the layer's own. position: a component; it
     takes the place of every position that the model has. norm: a component, in the blocks and before the head. block: a
-    callable that makes a block of attention=, ffn= and norm=, such as `Parallel`.
+    callable that makes a block of attention=, ffn= and norm=, such as `Parallel`. Each may be the name of a choice, as
+    on the command line: norm="rms_norm".
 
     A wrong name of a part or of a field is answered with the nearest one.
     """
-    parts = {name: part for name, part in parts.items() if part is not None}
+    parts = {name: _given(name, part) for name, part in parts.items() if part is not None}
     blocks = tuple(_changed(block, parts) for block in config.blocks)
     config = replace(config, blocks=blocks)
     if "position" in parts:
         at_embedding = not parts["position"].in_attention and not isinstance(parts["position"], NoPosition)
         config = replace(config, position=parts["position"] if at_embedding else None)
     return replace(config, norm=parts["norm"]) if "norm" in parts else config
+
+
+# What a part is asked for, which tells it from what is none.
+_ASKED = {
+    "block": ("__call__",),
+    "attention": ("shapes", "taps", "num_kv_heads", "head_size"),
+    "position": ("in_attention",),
+    "norm": ("shapes", "__call__"),
+    "ffn": ("shapes", "taps", "__call__"),
+}
+
+
+def _given(name: str, part: Any) -> Any:
+    """The part, or the one of that name. ConfigurationError for what is none."""
+    if isinstance(part, str):
+        if name == "block" and part in names(name):
+            return partial(component, name, part)
+        return component(name, part)
+    if isinstance(part, Mapping) and name in ("attention", "ffn"):
+        return part
+    missing = [asked for asked in _ASKED[name] if not hasattr(part, asked)]
+    if missing or (isinstance(part, type) and name != "block"):
+        lacks = f"it lacks {', '.join(missing)}" if missing else "it is a class, not one of them"
+        message = f"{name} is {shown(part)}, which is no part: {lacks}."
+        raise ConfigurationError(message)
+    return part
 
 
 def _changed(block: Any, parts: Mapping[str, Any]) -> Any:

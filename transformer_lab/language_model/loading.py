@@ -53,7 +53,8 @@ def load_model(
     precision: "float32", "float64", or "exact" (docs/exact_mode.md).
     ops: "fused", "manual", or a mapping operation -> version.
     tokenizer: None or "byte_bpe" (by hand), or "huggingface" (the `tokenizers` library).
-    cache: a policy of transformer_lab.cache; None is Contiguous(). device: as the backend calls it; None is the CPU.
+    cache: a policy of transformer_lab.cache, or its name; None is Contiguous(). device: as the backend calls it; None
+        is the CPU.
     block, attention, position, norm, ffn: other parts in every layer (`with_parts`): a component, or of attention and
         ffn the fields to change, such as ffn={"activation": "relu"}.
     weights: "random" takes only the shape of `source` and draws weights from `seed`; nothing is downloaded for a
@@ -62,6 +63,7 @@ def load_model(
     Raises ConfigurationError, InputFileError or UnavailableError; each says in words what to do.
     """
     begin = time.perf_counter()
+    cache = component("cache", cache) if isinstance(cache, str) else cache
     if isinstance(backend, str):
         backend = component("backend", backend, precision=precision, ops=ops, device=device)
     if weights not in KINDS_OF_WEIGHTS:

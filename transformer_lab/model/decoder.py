@@ -70,7 +70,7 @@ def embedding(
     if config.position is not None:
         x = x + config.position(ops, params["embed"]["position"], tokens.positions)
     if config.embedding_norm is not None:
-        x = config.embedding_norm(ops, params["embed"]["norm"], x)
+        x = config.embedding_norm(ops, params["embed"].get("norm", {}), x)
     tables = params.get("rotary", [])
     angles = [tuple(ops.embed(table[name], tokens.positions) for name in ("cos", "sin")) for table in tables]
     return tap("embed", x), angles

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from transformer_lab.errors import ConfigurationError, shown
 from transformer_lab.model.axes import Axis, Shape
+from transformer_lab.model.limits import LIMITS
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,11 @@ class Learned:
     in_attention: ClassVar[bool] = False
 
     skipped: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.skipped) is not int or not 0 <= self.skipped <= LIMITS["context_length"]:
+            message = f"position.skipped is {shown(self.skipped)}; it must be a whole number of at least 0."
+            raise ConfigurationError(message)
 
     def shape(self, context_length: int, hidden_size: int) -> Shape:
         """That of the table, which is called `embed.position`."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from transformer_lab.errors import ConfigurationError
-from transformer_lab.model.limits import require_positive
+from transformer_lab.model.limits import LIMITS, require_choice, require_positive, require_whole
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,18 @@ class Rotary:
 
     def __post_init__(self) -> None:
         require_positive("position.base", self.base)
-        if self.size is not None and (not isinstance(self.size, int) or self.size < 2 or self.size % 2):
-            message = f"position.size is {self.size!r}; rotary positions turn pairs, so it must be even."
+        if self.size is not None:
+            require_whole("position.size", self.size, LIMITS["head_size"])
+            if self.size % 2:
+                message = f"position.size is {self.size}; rotary positions turn pairs, so it must be even."
+                raise ConfigurationError(message)
+        if self.scaling is not None and not hasattr(self.scaling, "stretched"):
+            message = f"position.scaling is {type(self.scaling).__name__}, which is none: see rotary_scaling.py."
             raise ConfigurationError(message)
         if self.scaling is not None and self.base <= 1:
             message = f"position.base is {self.base}; with a scaling it must be above 1."
             raise ConfigurationError(message)
-        if self.pairs not in ("halves", "neighbours"):
-            message = f"position.pairs is {self.pairs!r}; choose one of halves, neighbours."
-            raise ConfigurationError(message)
+        require_choice("position.pairs", self.pairs, ("halves", "neighbours"))
         if self.size is not None:
             self.angles(1)  # a scaling that does not fit is refused here
 

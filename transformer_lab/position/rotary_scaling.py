@@ -21,7 +21,8 @@ class Linear:
     length: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive("position.scaling.factor", self.factor)
+        for name in ("factor", "length"):
+            require_positive(f"position.scaling.{name}", getattr(self, name))
 
     def stretched(self, frequencies: np.ndarray, base: float) -> np.ndarray:
         return frequencies / self.factor
@@ -41,7 +42,7 @@ class Llama3:
     length: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("factor", "low", "high", "trained_length"):
+        for name in ("factor", "low", "high", "trained_length", "length"):
             require_positive(f"position.scaling.{name}", getattr(self, name))
         if not self.low < self.high:
             message = f"position.scaling.low is {self.low}, which is not below high, {self.high}."
@@ -70,6 +71,10 @@ class Yarn:
     def __post_init__(self) -> None:
         for name in ("factor", "trained_length", "fast", "slow", "length"):
             require_positive(f"position.scaling.{name}", getattr(self, name))
+        for name in ("fast", "slow"):
+            if not 1e-6 <= getattr(self, name) <= 1e6:
+                message = f"position.scaling.{name} is {getattr(self, name)}; it must be from 1e-6 to 1e6."
+                raise ConfigurationError(message)
 
     def stretched(self, frequencies: np.ndarray, base: float) -> np.ndarray:
         pairs = len(frequencies)
@@ -88,10 +93,14 @@ class Yarn:
 
 @dataclass(frozen=True)
 class LongRope:
-    """A divisor for each pair (Ding et al. 2024, arXiv 2402.13753). divisors: as many as there are pairs."""
+    """A divisor for each pair (Ding et al. 2024, arXiv 2402.13753). divisors: as many as there are pairs.
+
+    trained_length: how long a text may be, because all of a longer one would have to be turned by others; None is any.
+    """
 
     divisors: tuple[float, ...]
     length: float = 1.0
+    trained_length: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "divisors", tuple(self.divisors))

@@ -11,6 +11,7 @@ from transformer_lab.checkpoints.families import gemma, llama
 from transformer_lab.checkpoints.layer_kinds import FULL, SLIDING, read_kinds, read_window, window_fields
 from transformer_lab.checkpoints.sizes import Sizes
 from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.limits import LIMITS
 from transformer_lab.norm.rms_norm import RMSNorm
 
 ARCHITECTURE = "Gemma2ForCausalLM"
@@ -49,7 +50,7 @@ def model(
     """kinds, attention: of each layer, without its window."""
     fields.require_decoder()
     gemma.require_causal(fields)
-    window = read_window(fields, sizes.max_position_embeddings, 4096)
+    window = read_window(fields, LIMITS["context_length"] + 1, 4096)  # a long one too: the kind of its layer counts
     norm = RMSNorm(fields.positive("rms_norm_eps", 1e-6), from_one=True)
     ffn = llama.gated(fields.without("mlp_bias"), 9216, "gelu_pytorch_tanh", "hidden_activation")
     blocks = (

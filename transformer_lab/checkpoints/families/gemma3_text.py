@@ -39,7 +39,12 @@ def config_from(fields: Fields) -> ModelConfig:
 
 def _rotary(fields: Fields, sizes: Sizes, kind: str) -> Any:
     """Before transformers 5, rope_theta and rope_scaling were of the full layers, rope_local_base_freq of others."""
-    nested = isinstance(fields.values.get("rope_parameters"), dict)
+    given = fields.values.get("rope_parameters")
+    nested = isinstance(given, dict)
+    if isinstance(given, dict) and not all(isinstance(given.get(one), dict) for one in (FULL, SLIDING)):
+        fields.refuse("rope_parameters", f"must hold an object for {FULL} and one for {SLIDING}")
+    if nested and fields.values.get("rope_scaling"):
+        fields.refuse("rope_scaling", "stands beside rope_parameters; only one of them is read")
     if kind == SLIDING and not nested:
         fields = Fields(fields.path, {"rope_theta": fields.values.get("rope_local_base_freq", 10000.0)})
     base = 1e6 if kind == FULL else 1e4

@@ -43,8 +43,10 @@ def config_from(fields: Fields) -> ModelConfig:
 
 
 def _kinds(fields: Fields, layers: int) -> list[str]:
-    """attention_types, [[["global", "local"], 12]]: "global" or "local" for each layer."""
+    """ "global" or "local" for each layer: attention_layers, or attention_types, [[["global", "local"], 12]]."""
     given = fields.values.get("attention_types")
+    if isinstance(layer_by_layer := fields.values.get("attention_layers"), list):  # which counts in transformers
+        given = [[layer_by_layer, 1]]
     kinds: list[str] = []
     for run in [[["global", "local"], 12]] if given is None else given if isinstance(given, list) else []:
         if isinstance(run, list) and len(run) == 2 and isinstance(run[0], list) and type(run[1]) is int:

@@ -11,6 +11,7 @@ from transformer_lab.checkpoints.config_fields import Fields
 from transformer_lab.checkpoints.families import llama, phi
 from transformer_lab.checkpoints.sizes import Sizes
 from transformer_lab.checkpoints.tensor_names import TensorNames
+from transformer_lab.errors import shown
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.limits import LIMITS
@@ -29,6 +30,9 @@ SIZES = Sizes(50432, 6144, 44, 64, 2048, bos=0, eos=2)
 def config_from(fields: Fields) -> ModelConfig:
     sizes = SIZES.read(fields.without("head_dim", "num_key_value_heads"))
     fields.require_plain_decoder(sizes.max_position_embeddings)
+    if fields.values.get("head_dim") not in (None, sizes.head_size):
+        fields.refuse("head_dim", f"is {shown(fields.values['head_dim'])}; heads are hidden_size / num_attention_heads")
+    fields = fields.without("rope_theta", "partial_rotary_factor")  # which it knows by other names
     renamed = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
     fields = Fields(fields.path, fields.values, renamed)
     bias, norm = fields.flag("attention_bias", True), LayerNorm(fields.positive("layer_norm_eps", 1e-5))

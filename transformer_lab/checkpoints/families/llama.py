@@ -5,6 +5,7 @@ Its linear maps are stored [out, in]; queries, keys and values become the column
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 from transformer_lab.attention.softmax import SoftmaxAttention
@@ -18,6 +19,7 @@ from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.limits import LIMITS
 from transformer_lab.model.parameters import shapes
 from transformer_lab.norm.rms_norm import RMSNorm
+from transformer_lab.position.rotary_scaling import LongRope
 
 ARCHITECTURE = "LlamaForCausalLM"
 PREFIX = "model."
@@ -55,8 +57,10 @@ def config_from(fields: Fields) -> ModelConfig:
     return with_modest_tables(fields, sizes.model((block,) * sizes.num_hidden_layers, norm))
 
 
-def attention(fields: Fields, sizes: Sizes, base: float = 10000.0, share: float = 1.0, **own: Any) -> SoftmaxAttention:
-    """Attention with rotary positions, as the fields say. base, share: of the angles, where they are silent."""
+def attention(
+    fields: Fields, sizes: Sizes, base: float = 10000.0, share: float | None = None, **own: Any
+) -> SoftmaxAttention:
+    """Attention with rotary positions, as the fields say. base, share: as in `read_rotary`."""
     rotary = read_rotary(fields, sizes.head_size, sizes.max_position_embeddings, base, share)
     return SoftmaxAttention(sizes.num_attention_heads, sizes.head_size, sizes.num_key_value_heads or 0, rotary, **own)
 
@@ -68,7 +72,17 @@ def gated(fields: Fields, size: int, activation: str = "silu", field: str = "hid
 
 
 def with_modest_tables(fields: Fields, config: ModelConfig) -> ModelConfig:
-    """The table of angles is the one thing that takes memory by config.json's word alone, without bytes of weights."""
+    """The table of angles is the one thing that takes memory by config.json's word alone, without bytes of weights.
+
+    With divisors for longer texts (longrope) the context is that of the training before: beyond it all tokens are
+    turned by others, the past ones too, so that a text that grows beyond it would have to be read again.
+    """
+    lengths = (
+        getattr(position.scaling, "trained_length", None)
+        for position in config.rotaries
+        if isinstance(position.scaling, LongRope)
+    )
+    config = replace(config, context_length=min([config.context_length, *filter(None, lengths)]))
     angles = config.context_length * max(position.size for position in config.rotaries)
     if angles > max(LARGEST_TABLE, sum(map(math.prod, shapes(config).values()))):
         length = config.context_length

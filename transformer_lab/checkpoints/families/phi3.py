@@ -9,13 +9,12 @@ from transformer_lab.block.sequential import Sequential
 from transformer_lab.checkpoints.config_fields import Fields, activation_name
 from transformer_lab.checkpoints.families import llama
 from transformer_lab.checkpoints.layer_kinds import read_window, window_fields
-from transformer_lab.checkpoints.rotary_fields import rotary_fields, trained_length
+from transformer_lab.checkpoints.rotary_fields import rotary_fields
 from transformer_lab.checkpoints.sizes import Sizes, size_fields
 from transformer_lab.ffn.packed import Packed
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.limits import LIMITS
 from transformer_lab.norm.rms_norm import RMSNorm
-from transformer_lab.position.rotary_scaling import LongRope
 
 ARCHITECTURE = "Phi3ForCausalLM"
 PREFIX, BUFFERS = llama.PREFIX, llama.BUFFERS
@@ -26,17 +25,11 @@ SIZES = Sizes(32064, 3072, 32, 32, 4096, bos=1, eos=32000)
 
 
 def config_from(fields: Fields) -> ModelConfig:
-    """With angles for longer texts, context_length is that of the training before: beyond it the authors turn every
-    token by other angles, the past ones too, so that a text that grows beyond it would have to be read again.
-    """
     sizes = SIZES.read(fields.without("head_dim"))
     fields.require_decoder()
     fields = _renamed(fields)
     window = read_window(fields, sizes.max_position_embeddings)
-    attention = llama.attention(fields, sizes, qkv_bias=False, out_bias=False, window=window)
-    if isinstance(attention.position.scaling, LongRope):
-        shorter = min(sizes.max_position_embeddings, trained_length(fields, 4096))
-        sizes = replace(sizes, max_position_embeddings=shorter)
+    attention = llama.attention(fields, sizes, share=1.0, qkv_bias=False, out_bias=False, window=window)
     inner = fields.whole("intermediate_size", 8192, 100 * LIMITS["hidden_size"])
     norm = RMSNorm(fields.positive("rms_norm_eps", 1e-5))
     block = Sequential(attention, Packed(inner, fields.activation("hidden_act", "silu")), norm)

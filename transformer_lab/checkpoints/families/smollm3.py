@@ -28,10 +28,8 @@ def config_from(fields: Fields) -> ModelConfig:
         turned = [int((layer + 1) % interval != 0) for layer in range(layers)]
     if not isinstance(turned, list) or len(turned) != layers or any(one not in (0, 1) for one in turned):
         fields.refuse("no_rope_layers", f"is {shown(turned)}; it must be 0 or 1 for each of {layers} layers")
-    window = read_window(fields, sizes.max_position_embeddings)
-    if not fields.flag("use_sliding_window", False):
-        window = None
-    usual = [SLIDING if window is not None and not one else FULL for one in turned]
+    window, asked = read_window(fields, sizes.max_position_embeddings), fields.flag("use_sliding_window", False)
+    usual = [SLIDING if asked and window is not None and not one else FULL for one in turned]
     bias, norm = fields.flag("attention_bias", False), RMSNorm(fields.positive("rms_norm_eps", 1e-6))
     attention = llama.attention(fields, sizes, 2000000.0, qkv_bias=bias, out_bias=bias)
     ffn = llama.gated(fields, 11008)
