@@ -6,6 +6,7 @@ Knows no job and no option by name. composition.py makes the settings, jobs/ doe
 import argparse
 import os
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from transformer_lab.config import Settings, groups, names
 from transformer_lab.errors import ConfigurationError, LabError, printable, shortened
 from transformer_lab.memory import is_out_of_memory
 
+PACKAGE = os.path.dirname(__file__) + os.sep
 HELP = """\
 transformer-lab [job=NAME] [backend=NAME] [group=option] [key=value] ...     (or: python -m transformer_lab ...)
 
@@ -128,6 +130,17 @@ def _run_job(settings: Settings, folder: Path, label: str, debug: bool) -> int:
         raise SystemExit(code) from error
 
 
+def _in_a_part_of_the_users(error: BaseException) -> str | None:
+    """FILE, line N, if what failed is neither this package nor a library: a component that came in from outside."""
+    libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(PACKAGE):
+            return None
+        if not frame.filename.startswith(("<", *libraries)):
+            return f"{frame.filename}, line {frame.lineno},"
+    return None
+
+
 def report(error: BaseException, debug: bool = False) -> int:
     """Says on standard error what happened, and returns the exit code that belongs to it."""
     if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
@@ -143,6 +156,9 @@ def report(error: BaseException, debug: bool = False) -> int:
     elif isinstance(error, OSError):
         where = f": {str(error.filename)!r}" if error.filename else ""
         message, code = f"Error: {shortened(f'{error.strerror or error}{where}')}.", 4
+    elif (place := _in_a_part_of_the_users(error)) is not None:
+        said = f"{type(error).__name__}: {shortened(printable(str(error)))}"
+        message, code = f"Error: {place} fails: {said}. It does not belong to transformer_lab.", 2
     else:
         said = f"{type(error).__name__}: {shortened(printable(str(error)))}"
         message = f"This is a bug in transformer_lab, not a mistake of yours: {said}"

@@ -83,6 +83,31 @@ def own_options(folder, module, yaml="_target_: {module}.MyFFN\nwidth: 3\n", pyt
     (folder / f"{module}.py").write_text(source if python is None else python)
 
 
+FAULTY = """
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MyFFN:
+    width: int
+    taps = ()
+
+    def shapes(self, hidden_size):
+        return {}
+
+    def __call__(self, ops, params, x, tap):
+        return missing + x
+"""
+
+
+def test_an_error_in_a_component_of_the_users_own_is_theirs(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    own_options(tmp_path / "mine", "own_ffn_faulty", python=FAULTY)
+    outcome = run("--config-dir", "mine", "ffn=my_ffn", "model.weights=random", "max_new_tokens=1")
+    assert outcome.code == 2 and "own_ffn_faulty.py, line 14, fails: NameError: name 'missing'" in outcome.err
+    assert "a bug" not in outcome.err
+
+
 def test_a_component_of_the_users_own(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     given = {}
