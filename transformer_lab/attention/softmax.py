@@ -109,12 +109,13 @@ class SoftmaxAttention:
         heads, last = self.num_heads, self.num_heads + self.num_kv_heads
         qkv = ops.linear(x, params["qkv"]["kernel"], params["qkv"].get("bias"))  # [B, T, (H + 2 K) N]
         qkv = xp.reshape(qkv, (batch, length, heads + 2 * self.num_kv_heads, self.head_size))
-        query, key, value = qkv[:, :, :heads, :], qkv[:, :, heads:last, :], qkv[:, :, last:, :]
         if self.norm is not None:
-            query, key = (
-                self._normal(ops, params.get(name, {}), part) for name, part in (("q_norm", query), ("k_norm", key))
-            )
-        query, key, value = (xp.permute_dims(part, (0, 2, 1, 3)) for part in (query, key, value))  # [B, H or K, T, N]
+            query, key, value = qkv[:, :, :heads, :], qkv[:, :, heads:last, :], qkv[:, :, last:, :]
+            query = self._normal(ops, params.get("q_norm", {}), query)
+            key = self._normal(ops, params.get("k_norm", {}), key)
+            qkv = xp.concat([query, key, value], axis=2)
+        qkv = xp.permute_dims(qkv, (0, 2, 1, 3))  # [B, H + 2 K, T, N]
+        query, key, value = qkv[:, :heads, ...], qkv[:, heads:last, ...], qkv[:, last:, ...]
         if tokens.angles is not None:
             query, key = (self.position.turn(ops, part, tokens.angles) for part in (query, key))
         query, key, value = tap("q", query), tap("k", key), tap("v", value)
