@@ -57,13 +57,17 @@ class Sequential:
     ) -> tuple[Any, Any]:
         """x [B, T, D] -> ([B, T, D], the layer's cache)."""
 
-        def normal(name: str, x: Any) -> Any:
-            return tap(name, self.norm(ops, params.get(name, {}), x)) if name in self._norms else x
+        before, after = self.norms != "after", self.norms != "before"
 
-        attended, cache = self.attention(ops, params["attn"], normal("norm_1", x), tokens, cache, within(tap, "attn."))
-        x = tap("resid_mid", x + self._scaled(normal("post_norm_1", attended)))
-        out = network(self.ffn, ops, params.get("ffn", {}), normal("norm_2", x), tokens, tap)
-        return tap("resid_post", x + self._scaled(normal("post_norm_2", out))), cache
+        def normal(name: str, x: Any) -> Any:
+            return tap(name, self.norm(ops, params.get(name, {}), x))
+
+        given = normal("norm_1", x) if before else x
+        attended, cache = self.attention(ops, params["attn"], given, tokens, cache, within(tap, "attn."))
+        x = tap("resid_mid", x + self._scaled(normal("post_norm_1", attended) if after else attended))
+        given = normal("norm_2", x) if before else x
+        out = network(self.ffn, ops, params.get("ffn", {}), given, tokens, tap)
+        return tap("resid_post", x + self._scaled(normal("post_norm_2", out) if after else out)), cache
 
     def _scaled(self, x: Any) -> Any:
         return x if self.residual_scale == 1.0 else x * self.residual_scale

@@ -27,11 +27,9 @@ class LayerNorm:
 
     def __call__(self, ops: Any, params: Any, x: Any) -> Any:
         """x [..., size] -> [..., size]."""
-        weight, bias = (params[name] if name in params else _constant(ops, x, value) for name, value in _ABSENT.items())
+        weight = params["weight"] if self.weight else _constant(ops, x, 1.0)
+        bias = params["bias"] if self.bias else _constant(ops, x, 0.0)
         return ops.layer_norm(x, weight, bias, self.epsilon)
-
-
-_ABSENT = {"weight": 1.0, "bias": 0.0}
 
 
 def _constant(ops: Any, x: Any, value: float) -> Any:

@@ -111,12 +111,12 @@ def attention(
     Queries go in blocks, each over the keys that one of them may see: that leaves half of a prompt's products out, more
     with a window, and keeps the scores small.
     """
-    queries, begin, last = query.shape[2], int(start.min()), int(start.max())
+    queries, last = query.shape[2], int(start.max())
     blocks = []
     for first in range(0, queries, QUERY_BLOCK):
         part = query[:, :, first : first + QUERY_BLOCK]
         seen = min(key.shape[2], last + first + part.shape[2])
-        hidden = 0 if window is None else max(0, begin + first + 1 - window)  # keys at the beginning
+        hidden = 0 if window is None else max(0, int(start.min()) + first + 1 - window)  # keys at the beginning
         some = (slice(None), slice(None), slice(hidden, seen))
         blocks.append(attention_block(ops, part, key[some], value[some], start + first - hidden, scale, window))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=2)
