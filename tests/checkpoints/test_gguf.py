@@ -189,7 +189,7 @@ def test_an_unknown_tokenizer_is_left_out(tmp_path):
 def test_what_is_not_offered_is_named(tmp_path):
     path = tmp_path / "model.gguf"
     write_gguf(path, random_model(), "llama", **{"llama.expert_count": "8"})
-    with pytest.raises(lab.InputFileError, match=r"model\.gguf: llama\.expert_count is '8'"):
+    with pytest.raises(lab.InputFileError, match=r"model\.gguf: the header's llama\.expert_count is '8'"):
         lab.load_model(path)
     data = path.read_bytes()
     length = b"\x05" + bytes(7)

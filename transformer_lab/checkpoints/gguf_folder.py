@@ -24,6 +24,7 @@ from transformer_lab.errors import ConfigurationError, InputFileError, Unavailab
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.memory import require_bytes
 from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.limits import require_positive
 from transformer_lab.model.parameters import count, shapes
 from transformer_lab.norm.rms_norm import RMSNorm
 from transformer_lab.paths import cache_folder, expanded
@@ -151,8 +152,10 @@ def config_of(file: GGUFFile) -> ModelConfig:
 
 
 def _rotary(file: GGUFFile, name: Any, own: dict[str, Any], whole: Callable[..., int]) -> Rotary:
-    base, kind = own.get("rope.freq_base", 10000.0), own.get("rope.scaling.type", "none")
-    factor = own.get("rope.scaling.factor", 1.0)
+    kind, numbers = own.get("rope.scaling.type", "none"), {"rope.freq_base": 10000.0, "rope.scaling.factor": 1.0}
+    base, factor = (own.get(key, usual) for key, usual in numbers.items())
+    for key, value in zip(numbers, (base, factor), strict=True):
+        require_positive(f"the header's {name}.{key}", value)
     scaling: Any = None
     if kind == "linear":
         scaling = Linear(factor)
@@ -162,13 +165,13 @@ def _rotary(file: GGUFFile, name: Any, own: dict[str, Any], whole: Callable[...,
     elif kind != "none":
         _refuse(f"{name}.rope.scaling.type", f"is {shown(kind)}; linear and yarn are offered")
     if _ROPE_DIVISORS in file.tensors:  # Llama 3.1 and later: already worked out
-        scaling = LongRope(tuple(map(float, file.numbers(_ROPE_DIVISORS))))
+        scaling = LongRope(tuple(file.numbers(_ROPE_DIVISORS).reshape(-1).tolist()))
     turned = whole("rope.dimension_count", None) if "rope.dimension_count" in own else None
     return Rotary(float(base), turned, scaling=scaling)
 
 
 def _refuse(key: str, reason: str) -> NoReturn:
-    message = f"{key} {reason}."
+    message = f"the header's {key} {reason}."
     raise ConfigurationError(message)
 
 
@@ -189,7 +192,7 @@ def _arrays(file: GGUFFile, config: ModelConfig) -> dict[str, np.ndarray]:
         array = np.concatenate([_turned_back(file, part, config) for part in sources[name]])
         array = array.T if name.endswith(".kernel") else array
         if array.shape != shape:
-            message = f"{' and '.join(sources[name])} are {list(array.shape)}, not {list(shape)}."
+            message = f"the tensors {' and '.join(sources[name])} are {list(array.shape)}, not {list(shape)}."
             raise ConfigurationError(message)
         found[name] = array
     return found

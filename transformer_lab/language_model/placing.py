@@ -30,10 +30,15 @@ def placed_at_random(config: ModelConfig, backend: Any, seed: int, progress: Pro
 
 def add_derived(config: ModelConfig, backend: Any, params: dict[str, Any]) -> None:
     """What the forward pass needs beside the weights: rotary angles, and a tied head in the form that is fast."""
-    length = config.context_length
-    params["rotary"] = [backend.turn_table(part.table(length), part.angles(length)) for part in config.rotaries]
+    params["rotary"] = rotary_tables(config, backend)
     if config.tied_head:
         params.setdefault("head", {})["kernel"] = backend.place_tied_head(params["embed"]["token"])
+
+
+def rotary_tables(config: ModelConfig, backend: Any) -> list[dict[str, Any]]:
+    """Of each of `config.rotaries` the cosines and sines {"cos", "sin"}, [C, N / 2], on the backend."""
+    length = config.context_length
+    return [backend.turn_table(part.table(length), part.angles(length)) for part in config.rotaries]
 
 
 def constants(params: Mapping[str, Any]) -> dict[str, Any]:

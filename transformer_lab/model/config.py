@@ -1,6 +1,7 @@
 """The shape of a decoder: everything that decides what the function computes, and nothing about where it runs."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformer_lab.errors import ConfigurationError
@@ -56,8 +57,8 @@ class ModelConfig:
     def num_layers(self) -> int:
         return len(self.blocks)
 
-    @property
+    @cached_property
     def rotaries(self) -> tuple[Any, ...]:
-        """The rotary positions of all layers, each once: every one has a table of angles."""
+        """The rotary positions of all layers, each once: every one has a table of angles. Every pass asks for them."""
         positions = (block.attention.position for block in self.blocks)
         return tuple(dict.fromkeys(position for position in positions if hasattr(position, "turn")))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from transformer_lab.errors import ConfigurationError
+from transformer_lab.language_model.placing import rotary_tables
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.decoder import forward
 from transformer_lab.model.parameters import nest
@@ -61,8 +62,7 @@ class TrainingStep:
         self.average: Tree | None = (
             None if average_decay is None else {name: ops.asarray(array.copy()) for name, array in arrays.items()}
         )
-        tables = [part.table(config.context_length) for part in config.rotaries]
-        self._constants = {"rotary": [{name: ops.asarray(array) for name, array in table.items()} for table in tables]}
+        self._constants = {"rotary": rotary_tables(config, ops)}
         self._step = ops.compile(make_step(ops, config, optimizer), donate=(0, 1, 2))
 
     def run(self, token_ids: np.ndarray, weights: np.ndarray, step: int, share: float) -> tuple[float, float]:
