@@ -96,14 +96,14 @@ class MixtureOfExperts:
             kept = tap("router.kept", kept)
             weights = xp.where(kept, weights, 0.0)
         weights = tap("router.weights", weights)
-        slots = ids.shape[-1]
-        rows, ids_of_rows = xp.reshape(x, (-1, x.shape[-1])), xp.reshape(ids, (-1, slots))
-        kept = None if kept is None else xp.reshape(kept, (-1, slots))
-        most = x.shape[0] * x.shape[1]
+        slots, width = ids.shape[-1], x.shape[-1]
+        copies = xp.reshape(xp.broadcast_to(x[:, :, None, :], (*ids.shape, width)), (-1, width))
+        numbers, asked = xp.reshape(ids, (-1,)), None if kept is None else xp.reshape(kept, (-1,))
+        most = x.shape[0] * x.shape[1]  # the experts of a token are all others
         if self.capacity is not None:
             most = min(most, self.capacity.most(x.shape[0], x.shape[1], slots, self.experts.count))
-        out = dispatched(ops, self.experts, params["experts"], rows, ids_of_rows, kept, most)
-        out = tap("experts.out", xp.reshape(out, (*ids.shape, x.shape[-1])))
+        out = dispatched(ops, self.experts, params["experts"], copies, numbers, asked, most)
+        out = tap("experts.out", xp.reshape(out, (*ids.shape, width)))
         y = weights[..., :1] * out[..., 0, :]
         for slot in range(1, slots):  # one after the other, so that the order of the sum is the same everywhere
             y = y + weights[..., slot : slot + 1] * out[..., slot, :]
@@ -111,6 +111,6 @@ class MixtureOfExperts:
             return y
         shared = self.shared(ops, params["shared"], x, identity)
         if self.shared_gate:
-            gate = xp.matmul(rows, params["shared_gate"])
+            gate = xp.matmul(xp.reshape(x, (-1, width)), params["shared_gate"])
             shared = xp.reshape(ops.sigmoid(gate), (*x.shape[:-1], 1)) * shared
         return y + tap("shared.out", shared)
