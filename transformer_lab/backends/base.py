@@ -337,8 +337,10 @@ class Backend(metaclass=ReadBackend):
             carry = step(i, carry)
         return carry
 
-    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    def value_and_grad(self, function: Callable[..., Any], extra: bool = False) -> Callable[..., tuple[Any, Any]]:
         """f(params, *arguments) -> scalar becomes one that returns (the scalar, a tree of gradients like params).
+
+        extra: f returns (scalar, a tree of arrays), and so does the first of the two; the tree has no gradient.
 
         Kernels are plain arrays [in, out] here, not what `place` makes of them. The result may be compiled, alone or as
         a part of something larger.

@@ -5,13 +5,14 @@ of training of `balancer/`. B batch, T tokens, D hidden size, E experts, k slots
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from transformer_lab.backends.plain.manual import identity
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.dispatch import dispatched
+from transformer_lab.ffn.losses import balance, used, z_loss
 from transformer_lab.model.axes import Shape
 from transformer_lab.model.limits import require_choice
 from transformer_lab.model.state import State
@@ -114,3 +115,40 @@ class MixtureOfExperts:
             gate = xp.matmul(xp.reshape(x, (-1, width)), params["shared_gate"])
             shared = xp.reshape(ops.sigmoid(gate), (*x.shape[:-1], 1)) * shared
         return y + tap("shared.out", shared)
+
+    def training_terms(
+        self, ops: Any, state: Any, taps: Mapping[str, Any], share: Any, of_step: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """What training is told by one pass: (what is added to its loss, what its balancer and its metrics ask for).
+
+        taps: this layer's. share [B, T]: as in `losses.py`. of_step: the "load" of the whole step, or None. Everything
+        in the dict is a sum over tokens, so that pieces can be added up: "load" [E], how many tokens of each expert;
+        "importance" [E], their probabilities; "kept", slots that were used; "entropy", of the probabilities; "z", of
+        the z-loss; "balance", the balance loss itself; and what the balancer asks for.
+        """
+        xp, logits, ids = ops.xp, taps["router.logits"], taps["router.expert_ids"]
+        kept = taps.get("router.kept")
+        load = used(ops, ids, kept if self.router.drops else None, share, self.experts.count)
+        probabilities = self.router.probabilities(ops, logits)
+        balance_loss = balance(ops, load, probabilities, share, self.balance_scope, of_step)
+        z = z_loss(ops, logits, share)
+        loss = self.balance_loss * balance_loss + self.z_loss * z
+        entropy = -xp.sum(probabilities * xp.log(probabilities + 1e-20), axis=-1)
+        in_use = share * ids.shape[-1] if kept is None else xp.sum(ops.cast(kept, share.dtype), axis=-1) * share
+        found = {
+            "load": xp.sum(load, axis=0),
+            "importance": xp.sum(probabilities * share[..., None], axis=(0, 1)),
+            "kept": xp.sum(in_use),
+            "entropy": xp.sum(entropy * share),
+            "z": z,
+            "balance": balance_loss,
+        }
+        if self.balancer is not None:
+            more, asked = self.balancer.training_terms(ops, self.router, state, taps, share)
+            loss = loss if more is None else loss + more
+            found |= asked
+        return loss, found
+
+    def moved(self, ops: Any, state: Any, found: Mapping[str, Any]) -> Any:
+        """The balancer's state after a step. found: of all tokens of the step, from `training_terms`."""
+        return self.balancer.moved(ops, state, found)

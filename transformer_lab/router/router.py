@@ -46,7 +46,8 @@ class Router:
 
     def choose(self, ops: Any, params: Any, logits: Any, state: Any, tokens: Any) -> Any:
         """logits [B, T, E] -> the numbers of the experts, whole numbers [B, T, k], the best first."""
-        return ops.top_k(logits, self.k)[1]
+        bias = state.get("bias")
+        return ops.top_k(logits if bias is None else self.probabilities(ops, logits) + bias, self.k)[1]
 
     def weigh(self, ops: Any, params: Any, logits: Any, ids: Any) -> Any:
         """The weights [B, T, k] of the experts `ids` [B, T, k]."""

@@ -377,8 +377,8 @@ class JaxBackend(Backend):
     def by_groups(self, run: Callable[[Any, Any], Any], params: Any, rows: Any, sizes: Any) -> Any:
         return by_blocks(self, run, params, rows, sizes)
 
-    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        return self._in_scope(jax.value_and_grad(function))
+    def value_and_grad(self, function: Callable[..., Any], extra: bool = False) -> Callable[..., tuple[Any, Any]]:
+        return self._in_scope(jax.value_and_grad(function, has_aux=extra))
 
     def bucket(self, length: int, limit: int) -> int:
         return bucket_length(length, limit)

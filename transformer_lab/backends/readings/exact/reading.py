@@ -287,11 +287,11 @@ class ExactReading:
     def _tap(self, tap: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
         return lambda name, x: raw(tap(name, self.wrapped(x)))
 
-    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    def value_and_grad(self, function: Callable[..., Any], extra: bool = False) -> Callable[..., tuple[Any, Any]]:
         def tape() -> Tape:
             return Tape(self.xp, RULES, CONSTANT, "Exact mode")
 
-        both = recorded.value_and_grad(function, tape, lambda x: isinstance(x, Exact))
+        both = recorded.value_and_grad(function, tape, lambda x: isinstance(x, Exact), extra)
 
         def scoped(*arguments: Any) -> tuple[Any, Any]:
             with self.inner.scope():
