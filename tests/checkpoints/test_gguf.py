@@ -11,7 +11,7 @@ from gguf import quants  # noqa: E402
 from tolerances import LOGITS_FLOAT32  # noqa: E402
 
 import transformer_lab as lab  # noqa: E402
-from transformer_lab.checkpoints.gguf_file import read_gguf  # noqa: E402
+from transformer_lab.checkpoints.gguf.file import read_gguf  # noqa: E402
 
 IDS = np.random.default_rng(3).integers(0, 300, (2, 21))
 KINDS = ("F32", "F16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")

@@ -1,0 +1,60 @@
+"""BPE of SentencePiece (Kudo and Richardson 2018, arXiv 1808.06226) in a GGUF file -> steps of tokenizer.json.
+
+Such a file has no merges but scores: of all neighbours that are a token together, those with the best score become one.
+So each way to put a token together from two others is a merge, in the order of the scores. What is no token is written
+in bytes, <0x0A>.
+"""
+
+from typing import Any
+
+from transformer_lab.checkpoints.gguf.vocabulary import BYTE, CONTROL, UNKNOWN, Vocabulary
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+_GEMMA = ("gemma", "gemma2", "gemma3")
+
+
+def steps(vocabulary: Vocabulary) -> dict[str, Any] | None:
+    """None for a tokenizer that also changes the spaces of a text."""
+    if vocabulary.get("remove_extra_whitespaces") is True:
+        return None
+    begins_with_space = vocabulary.get("add_space_prefix", True) is not False
+    gemma = vocabulary.file.values.get("general.architecture") in _GEMMA
+    # Runs of spaces are written as they are, beside those in words.
+    tokens = [token if token.strip(" ") else SPACE * len(token) for token in vocabulary.tokens]
+    ids = {token: id_ for id_, token in enumerate(tokens)}
+    # Gemma's merges follow its ids; its scores do not say in which order they were learned.
+    scores = [-float(id_) for id_ in range(len(tokens))] if gemma else vocabulary.scores()
+    whole = {
+        token: score
+        for token, score, kind in zip(tokens, scores, vocabulary.kinds, strict=True)
+        if kind not in (UNKNOWN, CONTROL, BYTE)
+    }
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if begins_with_space:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    model = {"type": "BPE", "vocab": ids, "merges": merges(whole, ids), "unk_token": vocabulary.special("unknown")}
+    model |= {"dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
+    model |= {"fuse_unk": True, "byte_fallback": True, "ignore_merges": False}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]} if begins_with_space else replace,
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model,
+    }
+
+
+def merges(scores: dict[str, float], ids: dict[str, int]) -> list[list[str]]:
+    """Every two tokens that are one together, the best score first; of one token, the longest beginning first."""
+    found = []
+    for token, score in scores.items():
+        for cut in range(len(token) - 1, 0, -1):
+            left, right = token[:cut], token[cut:]
+            if left in scores and right in scores:
+                found.append((-score, -cut, ids[token], left, right))
+    return [[left, right] for *_, left, right in sorted(found)]
