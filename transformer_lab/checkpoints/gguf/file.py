@@ -25,11 +25,13 @@ _FLOATS = {0: ("F32", 4), 1: ("F16", 2), 30: ("BF16", 2)}
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """shape: as NumPy has it, the axis of the blocks last. kind: of ggml's types, 0 for float32. size: bytes."""
+    """shape: as NumPy has it, the axis of the blocks last. kind: of ggml's types, 0 for float32, whose name is format.
+    size: bytes."""
 
     name: str
     shape: tuple[int, ...]
     kind: int
+    format: str
     start: int
     size: int
 
@@ -56,7 +58,8 @@ class GGUFFile:
             found = (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
         else:
             quants = _package()
-            found = quants.dequantize(data, quants.GGMLQuantizationType(tensor.kind))
+            with np.errstate(all="ignore"):  # a damaged file may have scales that are no numbers
+                found = quants.dequantize(data, quants.GGMLQuantizationType(tensor.kind))
         return np.array(found, np.float32).reshape(tensor.shape)
 
 
@@ -156,11 +159,13 @@ class _Reader:
         count = math.prod(shape)
         if count == 0 or count > 2**40:
             self.refuse(f"has the tensor {shown(name)} with the shape {shown(list(shape))}")
-        return GGUFTensor(name, shape, kind, start, self._bytes(name, kind, shape, count))
+        format, size = self._stored(name, kind, shape, count)
+        return GGUFTensor(name, shape, kind, format, start, size)
 
-    def _bytes(self, name: str, kind: int, shape: tuple[int, ...], count: int) -> int:
+    def _stored(self, name: str, kind: int, shape: tuple[int, ...], count: int) -> tuple[str, int]:
+        """The name of the kind, and how many bytes there are."""
         if kind in _FLOATS:
-            return count * _FLOATS[kind][1]
+            return _FLOATS[kind][0], count * _FLOATS[kind][1]
         quants = _package()
         try:
             kept = quants.GGMLQuantizationType(kind)
@@ -170,7 +175,7 @@ class _Reader:
             self.refuse(f"holds {shown(name)} as ggml's type {kind}, which the package gguf does not read")
         if shape[-1] % block:
             self.refuse(f"has rows of {shape[-1]} in {shown(name)}, which are no whole blocks of {block}")
-        return int(count // block * size)
+        return kept.name, int(count // block * size)
 
 
 class _Quants:

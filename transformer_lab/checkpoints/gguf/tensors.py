@@ -42,21 +42,26 @@ INSIDE = {
 
 def parameters(file: GGUFFile, config: ModelConfig, architecture: Architecture) -> dict[str, np.ndarray]:
     """Our dotted names -> float32, kernels [in, out]. Nothing is read before all names and shapes are known to fit."""
-    wanted = shapes(config)
-    sources = {name: _sources(file, name) for name in wanted}
-    _require_fit(file, sources, wanted, rotary.TENSORS if architecture.rotary else ())
+    sources = fitting(file, config, architecture)
     require_bytes(2 * 4 * count(config), f"unpacking {file.path.name}, {count(config):,} parameters")
     found = {}
-    for name in wanted:
-        array = np.concatenate([_read(file, part, config, architecture.neighbours) for part in sources[name]])
+    for name, parts in sources.items():
+        array = np.concatenate([_read(file, part, config, architecture.neighbours) for part in parts])
         if name.endswith(".offset"):
             array = array - np.float32(1.0)
         found[name] = array.T if name.endswith(".kernel") else array
     return found
 
 
+def fitting(file: GGUFFile, config: ModelConfig, architecture: Architecture) -> dict[str, list[str]]:
+    """Our dotted names -> the tensors that lie one below the other in it. InputFileError if they do not fit."""
+    wanted = shapes(config)
+    sources = {name: _sources(file, name) for name in wanted}
+    _require_fit(file, sources, wanted, rotary.TENSORS if architecture.rotary else ())
+    return sources
+
+
 def _sources(file: GGUFFile, name: str) -> list[str]:
-    """The tensors that lie one below the other in one of our parameters."""
     part, _, leaf = name.rpartition(".")
     leaf = leaf if leaf == "bias" else "weight"
     if name in OUTSIDE:

@@ -20,15 +20,17 @@ def tokenizer_files(file: GGUFFile) -> dict[str, str]:
     found = steps(vocabulary) if steps else None
     if found is None:
         return {}
+    added = vocabulary.added_tokens()
     whole = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": vocabulary.added_tokens(),
+        "added_tokens": added,
         "post_processor": _around(vocabulary),
     }
     own: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    own |= {role: token for role, name in _ROLES.items() if (token := vocabulary.special(name)) is not None}
+    names = {token["content"] for token in added}  # an ordinary token cannot have a role
+    own |= {role: token for role, name in _ROLES.items() if (token := vocabulary.special(name)) in names}
     template = file.values.get("tokenizer.chat_template")
     own |= {"chat_template": template} if isinstance(template, str) else {}
     return {"tokenizer.json": json.dumps(whole | found), "tokenizer_config.json": json.dumps(own, indent=2)}
