@@ -4,7 +4,7 @@
 LOGITS_FLOAT32 = 1e-5
 LOGITS_FLOAT64 = 1e-12
 
-# llama.cpp's logits, in the same units: it takes gelu from a table of float16 numbers (1.7e-3 with small random models).
+# llama.cpp's logits, in the same units: it takes gelu from a table of float16 numbers (1.7e-3 with small models).
 # Rows in another order, a norm that is off by 1 or a forgotten factor come to more than 0.1.
 LLAMA_CPP = 5e-3
 

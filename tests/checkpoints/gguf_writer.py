@@ -182,4 +182,4 @@ def byte_level(size, pre="smollm"):
     extra = size - len(tokens)
     tokens, kinds = [*tokens, *(f"[PAD{number}]" for number in range(extra))], [*kinds, *[5] * extra]
     found = {"model": "gpt2", "pre": pre, "tokens": tokens, "token_type": kinds, "merges": merges}
-    return found | {"padding_token_id": size - 1}  # without one transformers takes a family's, outside of this vocabulary
+    return found | {"padding_token_id": size - 1}  # transformers' own may not exist here

@@ -23,7 +23,7 @@ LLAMA3 |= {"original_max_position_embeddings": 16}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 1.5, "attention_factor": 1.2}
-LONG |= {"original_max_position_embeddings": 48, "short_factor": list(np.linspace(1, 2, 8).tolist())}
+LONG |= {"original_max_position_embeddings": 48, "short_factor": np.linspace(1, 2, 8).tolist()}
 GEMMA = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 6}
 GEMMA3_ROPE = {FULL: LINEAR | {"rope_theta": 1e6}, SLIDING: {"rope_type": "default", "rope_theta": 1e4}}
 THEY, CPP = "transformers", "llama.cpp"
@@ -170,7 +170,9 @@ def test_the_folder_is_one_of_the_family(written):
     again = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     assert type(again) is type(model)
     assert apart(logits(again.double()), expected) < LOGITS_FLOAT32
-    assert json.loads((folder / "config.json").read_text())["model_type"] == ARCHITECTURES[architecture_of(title)].family
+    assert (
+        json.loads((folder / "config.json").read_text())["model_type"] == ARCHITECTURES[architecture_of(title)].family
+    )
 
 
 def test_inspection(written):

@@ -1,4 +1,4 @@
-"""The architectures of llama.cpp that are families of ours, and which values of a header are which fields of config.json.
+"""The architectures of llama.cpp that are families of ours, and which of a header's values are which of config.json.
 
 What a family is stands in its file in `families/` alone: the header becomes the fields of its config.json. Where a
 header is silent, of an activation for instance, the family's default counts. A value that is not known here could
@@ -35,7 +35,8 @@ _ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
 class Architecture:
     """family: of ours. keys, optional: of the header -> fields of config.json. present: a field -> the tensor that is
     there if it is true. neighbours: llama.cpp turns neighbours as pairs where the family turns halves, so that the rows
-    of queries and keys lie in another order. rotary: it has rotary positions. more: further fields, which count before the others.
+    of queries and keys lie in another order. rotary: it has rotary positions. more: further fields, which count before
+    the others.
     """
 
     family: str
@@ -163,9 +164,7 @@ ARCHITECTURES = {
         {"use_parallel_residual": "use_parallel_residual"},
         {"attention_bias": "blk.0.attn_qkv.bias"},
     ),
-    "command-r": Architecture(
-        "cohere", _layer_norm("layer_norm_eps") | {"logit_scale": "logit_scale"}, {}, _Q_BIAS
-    ),
+    "command-r": Architecture("cohere", _layer_norm("layer_norm_eps") | {"logit_scale": "logit_scale"}, {}, _Q_BIAS),
     "gpt2": Architecture("gpt2", _GPT2, rotary=False),
     "starcoder": Architecture("gpt_bigcode", _GPT2, rotary=False, more=_starcoder),
     "bloom": Architecture("bloom", _layer_norm("layer_norm_epsilon"), rotary=False, more=_bloom),
@@ -188,7 +187,9 @@ def read_fields(header: Header) -> tuple[Architecture, ModuleType, Fields]:
         if not header.has(name):
             header.refuse(name, "is missing")
     words = {field: header.key(name) for name, field in named.items()} | {"bos_token_id": _BEGIN}
-    found = {field: header.fields.values.get(key) for field, key in words.items() if key in header.fields.values}
+    found: dict[str, Any] = {
+        field: header.fields.values.get(key) for field, key in words.items() if key in header.fields.values
+    }
     found |= {"bos_token_id": found.get("bos_token_id"), "head_dim": _head_size(header)}
     found |= _from_tensors(header, architecture)
     if architecture.rotary:

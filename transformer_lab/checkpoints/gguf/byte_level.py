@@ -25,7 +25,7 @@ def steps(vocabulary: Vocabulary) -> dict[str, Any] | None:
         cuts = [split, own | {"use_regex": False}]
     else:
         return None
-    model = {"type": "BPE", "vocab": vocabulary.ids, "merges": vocabulary.texts("merges")}
+    model: dict[str, Any] = {"type": "BPE", "vocab": vocabulary.ids, "merges": vocabulary.texts("merges")}
     model |= {"dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
     model |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": pre in _LLAMA3}
     return {

@@ -5,9 +5,10 @@ So each way to put a token together from two others is a merge, in the order of 
 in bytes, <0x0A>.
 """
 
+import math
 from typing import Any
 
-from transformer_lab.checkpoints.gguf.vocabulary import BYTE, CONTROL, UNKNOWN, Vocabulary
+from transformer_lab.checkpoints.gguf.vocabulary import BYTE, CONTROL, OWN, UNKNOWN, Vocabulary
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _GEMMA = ("gemma", "gemma2", "gemma3")
@@ -24,8 +25,8 @@ def steps(vocabulary: Vocabulary) -> dict[str, Any] | None:
     ids = {token: id_ for id_, token in enumerate(tokens)}
     # Gemma's merges follow its ids; its scores do not say in which order they were learned.
     scores = [-float(id_) for id_ in range(len(tokens))] if gemma else vocabulary.scores()
-    whole = {
-        token: score
+    whole = {  # the file's own tokens are found before all others
+        token: math.inf if kind == OWN else score
         for token, score, kind in zip(tokens, scores, vocabulary.kinds, strict=True)
         if kind not in (UNKNOWN, CONTROL, BYTE)
     }
@@ -38,7 +39,12 @@ def steps(vocabulary: Vocabulary) -> dict[str, Any] | None:
     ]
     if begins_with_space:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    model = {"type": "BPE", "vocab": ids, "merges": merges(whole, ids), "unk_token": vocabulary.special("unknown")}
+    model: dict[str, Any] = {
+        "type": "BPE",
+        "vocab": ids,
+        "merges": merges(whole, ids),
+        "unk_token": vocabulary.special("unknown"),
+    }
     model |= {"dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
     model |= {"fuse_unk": True, "byte_fallback": True, "ignore_merges": False}
     return {
@@ -50,11 +56,11 @@ def steps(vocabulary: Vocabulary) -> dict[str, Any] | None:
 
 
 def merges(scores: dict[str, float], ids: dict[str, int]) -> list[list[str]]:
-    """Every two tokens that are one together, the best score first; of one token, the longest beginning first."""
+    """Every two tokens that are one together, the best score first, and of equal ones the longest."""
     found = []
     for token, score in scores.items():
-        for cut in range(len(token) - 1, 0, -1):
+        for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in scores and right in scores:
-                found.append((-score, -cut, ids[token], left, right))
+                found.append((-score, -len(left), -len(right), ids[token], left, right))
     return [[left, right] for *_, left, right in sorted(found)]
