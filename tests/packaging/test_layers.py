@@ -19,7 +19,7 @@ PACKAGE = Path(transformer_lab.__file__).parent
 LEVELS = (
     {"errors", "paths", "config", "memory", "environment", "left_over", "atomic_file", "atomic_folder"},
     {"backends", "charts"},
-    {"model", "block", "attention", "position", "norm", "ffn", "cache", "checkpoints"},
+    {"model", "block", "attention", "position", "norm", "ffn", "router", "balancer", "cache", "checkpoints"},
     {"generation", "sources"},
     {"language_model"},
     {"orchestrator", "comparison", "training", "feedback"},
