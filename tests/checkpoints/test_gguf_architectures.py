@@ -230,6 +230,8 @@ def test_both_tokens_that_end_a_text_are_kept(tmp_path):
         ("llama", {"llama.rope.scaling.attn_factor": 2.0}, "'llama.rope.scaling.attn_factor' is 2.0"),
         ("llama", {"general.architecture": "mamba"}, "'general.architecture' is 'mamba'; read are llama, qwen2"),
         ("llama", {"general.architecture": 3}, "'general.architecture' is 3"),
+        ("llama", {"tokenizer.ggml.bos_token_id": "x"}, "'tokenizer.ggml.bos_token_id' is 'x'"),
+        ("llama", {"tokenizer.ggml.eot_token_id": ["x"]}, "'tokenizer.ggml.eos_token_id' is a list"),
         ("gpt2", {"gpt2.embedding_length": "x"}, "'gpt2.embedding_length' is 'x'"),
         ("gpt2", {"gpt2.rope.freq_base": 1e4}, "'gpt2.rope.freq_base' is 10000.0, which is not known here"),
         ("phi3", {"phi3.attention.sliding_window": "x"}, "'phi3.attention.sliding_window' is 'x'"),

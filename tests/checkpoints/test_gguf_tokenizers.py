@@ -76,14 +76,14 @@ def written(path, tokenizer, kind="Llama", architecture="llama", **changes):
     return path
 
 
-def llama_cpp(path):
-    """A function, text -> ids, or None where it is not installed."""
+def llama_cpp(path, special=False):
+    """A function, text -> ids, or None where it is not installed. special: the names of special tokens count."""
     try:
         import llama_cpp as package
     except ImportError:
         return None
     model = package.Llama(str(path), vocab_only=True, verbose=False)
-    return lambda text: model.tokenize(text.encode(), add_bos=False, special=False)
+    return lambda text: model.tokenize(text.encode(), add_bos=False, special=special)
 
 
 @pytest.mark.parametrize("pre", ["smollm", "starcoder", "refact", "gpt-2", "phi-2", "llama-bpe", "llama-v3", "qwen2"])
@@ -125,6 +125,26 @@ def test_sentencepiece(seed, score_order, kind, tmp_path):
             assert ids == theirs.encode(text, add_special_tokens=False, split_special_tokens=True), text
     assert model.prompt_ids("the")[0] == 1, "a text begins with <s> where the file is silent"
     assert model.tokenizer.encode("</s>", allow_special=True)[-1] == 2
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3"])
+def test_text_behind_special_tokens(architecture, tmp_path):
+    """Each begins with a space again; Phi-3 passes over white space before."""
+    tokenizer = pieces(0)
+    for token, kind in {"<|user|>": 4, "<|end|>": 3, "<|endoftext|>": 3}.items():
+        tokenizer["tokens"].append(token)
+        tokenizer["token_type"].append(kind)
+        tokenizer["scores"].append(0.0)
+    path, kind = tmp_path / "model.gguf", {"llama": "Llama", "phi3": "Phi3"}[architecture]
+    model = random_model(kind, vocab_size=len(tokenizer["tokens"]), num_hidden_layers=1, pad_token_id=0)
+    write_gguf(path, model, architecture, tokenizer=tokenizer, values={"general.name": f"A {architecture}"})
+    ours, cpp = lab.load_model(path).tokenizer, llama_cpp(path, special=True)
+    for name in ("<s>", "</s>", "<|user|>", "<|end|>", "<|endoftext|>"):
+        for text in (f"{name}the", f"{name}\n the", f"the {name}  the{name}", f"{name}{name}"):
+            ids = ours.encode(text, allow_special=True)
+            assert cpp is None or ids == cpp(text), text
+    taken = ours.encode("<|end|>\n the", allow_special=True) == ours.encode("<|end|>the", allow_special=True)
+    assert taken == (architecture == "phi3")
 
 
 @pytest.mark.parametrize("seed", range(3))

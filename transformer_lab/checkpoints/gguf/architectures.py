@@ -186,12 +186,11 @@ def read_fields(header: Header) -> tuple[Architecture, ModuleType, Fields]:
     for name in keys:
         if not header.has(name):
             header.refuse(name, "is missing")
-    words = {field: header.key(name) for name, field in named.items()} | {"bos_token_id": _BEGIN}
-    found: dict[str, Any] = {
-        field: header.fields.values.get(key) for field, key in words.items() if key in header.fields.values
-    }
-    found |= {"bos_token_id": found.get("bos_token_id"), "head_dim": _head_size(header)}
-    found |= _from_tensors(header, architecture)
+    words = {field: header.key(name) for name, field in named.items()}
+    words |= {"bos_token_id": _BEGIN, "eos_token_id": _ENDS[0]}
+    said = header.fields.values
+    found: dict[str, Any] = {field: said[key] for field, key in words.items() if key in said}
+    found |= {"bos_token_id": said.get(_BEGIN), "head_dim": _head_size(header)} | _from_tensors(header, architecture)
     if architecture.rotary:
         found["rope_parameters"] = rotary.rope_parameters(header, found["head_dim"])
         words["rope_parameters.partial_rotary_factor"] = header.key("rope.dimension_count")
@@ -217,9 +216,9 @@ def _from_tensors(header: Header, architecture: Architecture) -> dict[str, Any]:
     embedding = header.file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         header.fields.refuse("token_embd.weight", "is missing, or no matrix; without it there is no vocabulary")
-    ends = [header.fields.values[key] for key in _ENDS if header.fields.values.get(key) is not None]
+    ends = [header.fields.values[key] for key in _ENDS if key in header.fields.values]
     return {
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": not header.has_tensor("output.weight"),
-        "eos_token_id": list(dict.fromkeys(one for one in ends if type(one) is int)),
+        "eos_token_id": [one for place, one in enumerate(ends) if one not in ends[:place]],
     } | {name: header.has_tensor(tensor) for name, tensor in architecture.present.items()}

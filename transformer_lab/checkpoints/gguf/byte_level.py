@@ -29,6 +29,7 @@ def steps(vocabulary: Vocabulary) -> dict[str, Any] | None:
     model |= {"dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
     model |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": pre in _LLAMA3}
     return {
+        "added_tokens": vocabulary.added_tokens(),
         "normalizer": {"type": "NFC"} if pre in _QWEN2 else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts},
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},

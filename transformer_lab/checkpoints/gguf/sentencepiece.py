@@ -12,6 +12,8 @@ from transformer_lab.checkpoints.gguf.vocabulary import BYTE, CONTROL, OWN, UNKN
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _GEMMA = ("gemma", "gemma2", "gemma3")
+# Behind the tokens of a chat Phi-3 passes over white space, but not behind these. No key says so; llama.cpp knows it.
+_PHI3_KEEPS = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def steps(vocabulary: Vocabulary) -> dict[str, Any] | None:
@@ -19,7 +21,8 @@ def steps(vocabulary: Vocabulary) -> dict[str, Any] | None:
     if vocabulary.get("remove_extra_whitespaces") is True:
         return None
     begins_with_space = vocabulary.get("add_space_prefix", True) is not False
-    gemma = vocabulary.file.values.get("general.architecture") in _GEMMA
+    architecture = vocabulary.file.values.get("general.architecture")
+    gemma = architecture in _GEMMA
     # Runs of spaces are written as they are, beside those in words.
     tokens = [token if token.strip(" ") else SPACE * len(token) for token in vocabulary.tokens]
     ids = {token: id_ for id_, token in enumerate(tokens)}
@@ -47,7 +50,12 @@ def steps(vocabulary: Vocabulary) -> dict[str, Any] | None:
     }
     model |= {"dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
     model |= {"fuse_unk": True, "byte_fallback": True, "ignore_merges": False}
+    added = [
+        token | {"rstrip": architecture == "phi3" and token["content"] not in _PHI3_KEEPS}
+        for token in vocabulary.added_tokens()
+    ]
     return {
+        "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]} if begins_with_space else replace,
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},

@@ -16,24 +16,18 @@ def tokenizer_files(file: GGUFFile) -> dict[str, str]:
     Raises InputFileError if what belongs together does not fit.
     """
     vocabulary = Vocabulary(file)
-    steps = {"gpt2": byte_level.steps, "llama": sentencepiece.steps}.get(vocabulary.get("model", ""))
-    found = steps(vocabulary) if steps else None
+    model = vocabulary.get("model")
+    kind = byte_level if model == "gpt2" else sentencepiece if model == "llama" else None
+    found = kind.steps(vocabulary) if kind else None
     if found is None:
         return {}
-    added = vocabulary.added_tokens()
-    whole = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "post_processor": _around(vocabulary),
-    }
+    whole = {"version": "1.0", "truncation": None, "padding": None, "post_processor": _around(vocabulary)} | found
     own: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    names = {token["content"] for token in added}  # an ordinary token cannot have a role
+    names = {token["content"] for token in whole["added_tokens"]}  # an ordinary token cannot have a role
     own |= {role: token for role, name in _ROLES.items() if (token := vocabulary.special(name)) in names}
     template = file.values.get("tokenizer.chat_template")
     own |= {"chat_template": template} if isinstance(template, str) else {}
-    return {"tokenizer.json": json.dumps(whole | found), "tokenizer_config.json": json.dumps(own, indent=2)}
+    return {"tokenizer.json": json.dumps(whole), "tokenizer_config.json": json.dumps(own, indent=2)}
 
 
 def _around(vocabulary: Vocabulary) -> dict[str, Any] | None:
