@@ -72,6 +72,11 @@ CASES = {
         },
         (CPP,),
     ),
+    "gemma3, the largest": (
+        "Gemma3Text",
+        {"head_dim": 12, "query_pre_attn_scalar": 16, "num_hidden_layers": 62, "initializer_range": 0.05},
+        (CPP,),
+    ),
     "phi2": ("Phi", {}, (CPP,)),
     "phi3": ("Phi3", {"sliding_window": None}, (THEY, CPP)),
     "phi3, longrope": (
@@ -228,6 +233,7 @@ def test_both_tokens_that_end_a_text_are_kept(tmp_path):
         ("llama", {"llama.rope.scaling.type": "magic"}, "'llama.rope.scaling.type' is 'magic'"),
         ("llama", {"llama.rope.scaling.type": "linear"}, "'llama.rope.scaling.factor' is missing"),
         ("llama", {"llama.rope.scaling.attn_factor": 2.0}, "'llama.rope.scaling.attn_factor' is 2.0"),
+        ("llama", {"split.count": 2}, "'split.count' is 2; join the parts first"),
         ("llama", {"general.architecture": "mamba"}, "'general.architecture' is 'mamba'; read are llama, qwen2"),
         ("llama", {"general.architecture": 3}, "'general.architecture' is 3"),
         ("llama", {"tokenizer.ggml.bos_token_id": "x"}, "'tokenizer.ggml.bos_token_id' is 'x'"),
@@ -237,6 +243,7 @@ def test_both_tokens_that_end_a_text_are_kept(tmp_path):
         ("phi3", {"phi3.attention.sliding_window": "x"}, "'phi3.attention.sliding_window' is 'x'"),
         ("gemma2", {"gemma2.attention.sliding_window": 0}, "'gemma2.attention.sliding_window' is 0"),
         ("gemma3", {"gemma3.attention.sliding_window": None}, "'gemma3.attention.sliding_window' is missing"),
+        ("granite", {"granite.attention.scale": None}, "'granite.attention.scale' is missing"),
         ("granite", {"granite.logit_scale": 0.0}, "'granite.logit_scale' is 0.0"),
         ("olmo", {"olmo.attention.clamp_kqv": 8.0}, "'olmo.attention.clamp_kqv' is 8.0"),
         ("olmo", {"olmo.attention.layer_norm_epsilon": 1e-6}, "'olmo.attention.layer_norm_epsilon' is 1e-06"),

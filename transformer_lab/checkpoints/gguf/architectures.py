@@ -115,9 +115,8 @@ ARCHITECTURES = {
     "smollm3": Architecture("smollm3", _RMS, present=_LLAMA, neighbours=True),
     "granite": Architecture(
         "granite",
-        _RMS | {"logit_scale": "logits_scaling"},
+        _RMS | {"logit_scale": "logits_scaling", "attention.scale": "attention_multiplier"},
         {
-            "attention.scale": "attention_multiplier",
             "embedding_scale": "embedding_multiplier",
             "residual_scale": "residual_multiplier",
         },
@@ -177,6 +176,8 @@ def read_fields(header: Header) -> tuple[Architecture, ModuleType, Fields]:
     if architecture is None:
         reason = f"is {shown(header.architecture)}; read are {', '.join(ARCHITECTURES)}"
         header.fields.refuse("general.architecture", reason)
+    if (parts := header.fields.values.get("split.count", 1)) not in (0, 1):
+        header.fields.refuse("split.count", f"is {shown(parts)}; join the parts first: llama-gguf-split --merge")
     keys = SIZES | dict(architecture.keys)
     named = _GROUPS | keys | dict(architecture.optional)
     known = named.keys() | _ELSEWHERE | (rotary.KEYS if architecture.rotary else set())
