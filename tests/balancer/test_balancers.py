@@ -39,7 +39,7 @@ def test_a_step_is_what_the_formula_says(backend):
     np.testing.assert_allclose(found["momentum"], expected, rtol=1e-13)
     np.testing.assert_allclose(found["bias"], bias + expected, rtol=1e-13)
     for kept, change in ((2.5, 1.0), (1.5, -1.0), (2.0, 0.0)):
-        assert moved(backend, AdaptiveL1(2), {"steps": [3.0]}, kept=kept)["steps"] == [3.0 + change]
+        assert moved(backend, AdaptiveL1(2), {"steps": [3.0]}, kept=kept * 8, tokens=8)["steps"] == [3.0 + change]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -56,7 +56,7 @@ def test_a_quantile_is_read_off_between_the_edges(backend):
         whole = below(ops, *map(ops.asarray, (values, middle, share)))
         np.testing.assert_allclose(ops.to_numpy(parts[0] + parts[1]), ops.to_numpy(whole), rtol=1e-12)  # they add up
         for part in (0.1, 0.45, 0.5, 0.75):
-            found = ops.to_numpy(quantile(ops, whole, ops.asarray(middle), part))
+            found = ops.to_numpy(quantile(ops, whole, ops.asarray(middle), part * 2000))
             expected = np.quantile(values, part, axis=(0, 1))
             gap = np.diff(EDGES)[np.clip(np.searchsorted(EDGES, expected - middle) - 1, 0, len(EDGES) - 2)]
             assert (np.abs(found - expected) <= gap).all()
@@ -75,9 +75,11 @@ def test_a_router_that_prefers_two_experts_comes_to_use_all(balancer):
     for _ in range(200):
         logits = draw.normal(size=(1, 2000, 8)) + preference
         ids = router.choose(ops, {}, logits, state, None)
-        load = np.bincount(ids.ravel(), minlength=8) / 2000
+        load = np.bincount(ids.ravel(), minlength=8).astype(float)
         worst.append(load.max() / load.mean() - 1.0)
-        _, asked = balancer.training_terms(ops, router, state, {"router.logits": logits}, share)
+        _, asked = balancer.training_terms(
+            ops, router, state, {"router.logits": logits, "router.expert_ids": ids}, share
+        )
         state = balancer.moved(ops, state, {"load": load} | asked)
     assert worst[0] > 1.0
     assert np.mean(worst[-20:]) < 0.15
@@ -97,7 +99,7 @@ def test_a_threshold_lets_each_expert_have_its_part():
         logits = draw.normal(size=(1, 2000, 8)) + preference
         load = (ops.softmax(logits) > state["threshold"]).mean(axis=(0, 1))
         _, asked = balancer.training_terms(ops, Mixtral(2), state, {"router.logits": logits}, share)
-        state = balancer.moved(ops, state, asked)
+        state = balancer.moved(ops, state, asked | {"tokens": 2000.0})
     np.testing.assert_allclose(load, 0.25, atol=0.05)
 
 
@@ -117,7 +119,7 @@ def test_the_coefficient_of_l1_grows_until_experts_are_sparse_enough():
         gradient = ops.value_and_grad(penalty)({"logits": logits})[1]["logits"]
         logits = logits - 20.0 * gradient + 0.01 * (np.maximum(logits, 0.0) < 0.3) * (logits > -0.1)
         counts.append((logits > 0.0).sum(-1).mean())
-        state = balancer.moved(ops, state, {"kept": np.asarray(counts[-1])})
+        state = balancer.moved(ops, state, {"kept": np.asarray(200 * counts[-1]), "tokens": 200.0})
     assert counts[0] > 4.0
     assert counts[-1] < counts[0] - 1.0
     assert state["steps"][0] > 10

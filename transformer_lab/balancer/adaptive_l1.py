@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformer_lab.errors import ConfigurationError
+from transformer_lab.ffn.losses import counted
 from transformer_lab.model.axes import Shape
 from transformer_lab.model.limits import LIMITS, require_positive, require_whole
 
@@ -41,12 +42,12 @@ class AdaptiveL1:
         """The loss is coefficient * sum_i f_i R_i, R_i the mean gate of expert i and f_i how often it is active, over
         how often it would be (equation 10). The f_i are those of these tokens."""
         xp, gates = ops.xp, taps["router.weights"]  # [B, T, E]
-        active = xp.sum(ops.cast(taps["router.kept"], share.dtype) * share[..., None], axis=(0, 1))  # [E]
-        total = xp.sum(share)
-        often = active * gates.shape[-1] / (self.k * xp.where(total > 0.0, total, 1.0))
+        active = xp.sum(counted(ops, taps["router.kept"], share), axis=0)  # [E]
+        tokens = xp.clip(xp.sum(counted(ops, share > 0.0, share)), 1.0, None)
+        often = active * gates.shape[-1] / (self.k * tokens)
         coefficient = self.first * xp.exp(state["steps"][0] * math.log(self.factor))
         return coefficient * xp.sum(often * xp.sum(gates * share[..., None], axis=(0, 1))), {}
 
     def moved(self, ops: Any, state: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-        more = ops.xp.sign(found["kept"] - self.k)  # "kept" is how many experts a token had in the mean
+        more = ops.xp.sign(found["kept"] - self.k * found["tokens"])
         return {"steps": state["steps"] + more}

@@ -5,11 +5,12 @@ that i would have to beat, less i's own score. Of these differences over all tok
 gives i its part, as long as the others stay where they are; so it is approached by `rate`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformer_lab.balancer.histogram import EDGES, below, quantile
+from transformer_lab.balancer.histogram import below, quantile
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.model.axes import Axis, Shape
 
@@ -32,19 +33,19 @@ class Quantile:
         self, ops: Any, router: Any, state: Mapping[str, Any], taps: Mapping[str, Any], share: Any
     ) -> tuple[Any, dict[str, Any]]:
         """It asks for "needed" [E, 29], of the biases that tokens would need how many lie below each edge."""
-        xp, scores = ops.xp, router.scores(ops, taps["router.logits"])
-        slots = router.slots(scores.shape[-1])
-        if slots == scores.shape[-1]:
-            return None, {"needed": xp.zeros((slots, len(EDGES)), dtype=share.dtype, device=ops.array_device)}
+        xp, scores, ids = ops.xp, router.scores(ops, taps["router.logits"]), taps["router.expert_ids"]
+        experts = scores.shape[-1]
+        numbers = xp.arange(experts, dtype=ids.dtype, device=ops.array_device)
+        chosen = xp.any(ids[..., None] == numbers, axis=2)  # [B, T, E]; not by scores, which a compiler may round anew
         biased = scores + state["bias"]
-        best = ops.top_k(biased, slots + 1)[0]
-        last_in, first_out = best[..., slots - 1 : slots], best[..., slots:]
-        needed = xp.where(biased >= last_in, first_out, last_in) - scores  # of those that are in, what keeps them in
+        last_in = xp.min(xp.where(chosen, biased, math.inf), axis=-1, keepdims=True)
+        first_out = xp.max(xp.where(chosen, -math.inf, biased), axis=-1, keepdims=True)
+        needed = xp.where(chosen, first_out, last_in) - scores
         return None, {"needed": below(ops, needed, state["bias"], share)}
 
     def moved(self, ops: Any, state: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-        load = found["load"]
-        part = ops.xp.sum(load) / load.shape[0]  # k / E
-        target = quantile(ops, found["needed"], state["bias"], part)
+        # k/E of the tokens: E times as many against k times all, in whole numbers.
+        needed = found["needed"] * found["needed"].shape[0]
+        target = quantile(ops, needed, state["bias"], ops.xp.sum(found["load"]))
         bias = state["bias"] + self.rate * (target - state["bias"])
         return {"bias": bias - ops.xp.mean(bias)}

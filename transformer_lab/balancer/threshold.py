@@ -43,7 +43,8 @@ class Threshold:
 
     def moved(self, ops: Any, state: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
         xp, threshold = ops.xp, state["threshold"]
-        target = quantile(ops, found["scores"], threshold, 1.0 - self.k / threshold.shape[0])
+        experts = threshold.shape[0]
+        target = quantile(ops, found["scores"] * experts, threshold, found["tokens"] * (experts - self.k))
         seen = state["seen"] + 1.0
         rate = xp.clip(1.0 / seen, self.rate, None)
         return {"threshold": threshold + rate * (target - threshold), "seen": seen}
