@@ -178,7 +178,7 @@ def gpt_oss(layer, arrays, batch):
 def switch(layer, arrays, batch):
     room = int(np.ceil(layer.capacity.factor * batch.x.shape[1] / E))
     config = transformers.SwitchTransformersConfig(
-        d_model=D, d_ff=F, num_experts=E, expert_capacity=room, router_dtype="float64", dense_act_fn="relu"
+        d_model=D, d_ff=F, num_experts=E, expert_capacity=room, dense_act_fn="relu"
     )
     names = {"router.classifier.weight": turned("router.gate")}
     for expert in range(E):
@@ -186,6 +186,7 @@ def switch(layer, arrays, batch):
             of = f"experts.{name}.kernel"
             names[f"experts.expert_{expert}.{own}.weight"] = lambda arrays, of=of, expert=expert: arrays[of][expert].T
     made = module(SwitchTransformersSparseMLP, config, arrays, names)
+    made.router.dtype = torch.float64  # a configuration allows no more than float32
     x = torch.as_tensor(batch.x)
     with torch.no_grad():
         kept, weights, logits = made.router(x)

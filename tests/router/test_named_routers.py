@@ -9,7 +9,6 @@ from small_models import small_model
 from tolerances import OPERATION
 
 import transformer_lab as lab
-from transformer_lab.backends.plain.manual import identity
 from transformer_lab.comparison.judging.training_loss import parameter_gradients
 from transformer_lab.config import component, names
 from transformer_lab.errors import ConfigurationError
@@ -32,7 +31,7 @@ from transformer_lab.router.switch import Switch
 from transformer_lab.router.table import Table
 
 BACKENDS = ("numpy", "torch", "jax")
-B, T = 3, 150  # enough tokens that some are undecided by less than the bits of bfloat16
+B, T = 3, 500  # enough tokens that some are undecided by less than the bits of bfloat16
 
 
 def drawn(case):
@@ -263,7 +262,9 @@ def test_what_is_wrong_is_noticed(mutation, monkeypatch):
 
 # --- scores that vanish -----------------------------------------------------------------------------------------------
 
-SMALL = np.array([[[-46.0, -46.5, -47.0, -60.0], [-1000.0] * 4, [-90.0, -1000.0, -88.0, -95.0], [-44.0, 3.0, -2.0, -80.0]]])
+SMALL = np.array(
+    [[[-46.0, -46.5, -47.0, -60.0], [-1000.0] * 4, [-90.0, -1000.0, -88.0, -95.0], [-44.0, 3.0, -2.0, -80.0]]]
+)
 
 
 def vanishing(precision="float64"):
@@ -275,7 +276,7 @@ def vanishing(precision="float64"):
     scores = 1.0 / (1.0 + np.exp(-SMALL.clip(-700.0)))
     best = np.sort(scores, axis=-1)[..., :1:-1]
     right = best / (best.sum(-1, keepdims=True) + 1e-20) * 2.5
-    np.testing.assert_allclose(weights, right, rtol=1e-4, atol=1e-15)
+    np.testing.assert_allclose(weights, right, rtol=1e-4, atol=1e-14)
     np.testing.assert_allclose(np.sum(shares, -1), 1.0, rtol=1e-6)
     spread = (scores / scores.sum(-1, keepdims=True))[0, [0, 2, 3]]
     np.testing.assert_allclose(shares[0, [0, 2, 3]], spread, rtol=1e-4, atol=1e-30)
@@ -313,7 +314,9 @@ def test_gradients_stay_finite_where_scores_vanish(backend):
 
         def loss(given, ops=ops, router=router):
             ids = router.choose(ops, {}, given, {}, None)
-            return ops.xp.sum(router.weigh(ops, {}, given, ids)[..., 0]) + ops.xp.sum(router.probabilities(ops, given) ** 2)
+            return ops.xp.sum(router.weigh(ops, {}, given, ids)[..., 0]) + ops.xp.sum(
+                router.probabilities(ops, given) ** 2
+            )
 
         _, gradient = ops.compile(ops.value_and_grad(loss))(ops.asarray(SMALL))
         assert np.isfinite(ops.to_numpy(gradient)).all()
@@ -338,7 +341,7 @@ def model(title, backend):
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 @pytest.mark.parametrize("title", ROUTERS)
 def test_routers_have_the_same_bits_on_every_backend(title, backend):
-    ids = np.random.default_rng(1).integers(0, VOCAB, (2, 6))
+    ids = np.random.default_rng(1).integers(0, VOCAB, (3, 8))
     found, right = (model(title, name) for name in (backend, "numpy"))
     assert found.logits(ids).tobytes() == right.logits(ids).tobytes()
     gradients = [parameter_gradients(each, ids) for each in (found, right)]
@@ -397,4 +400,3 @@ def test_without_noise_every_slot_of_gshard_is_kept():
         tokens_of(ops, batch.ids, np.zeros(B, int)),
     )
     assert seen["router.kept"].all()
-    assert identity("router.kept", 1) == 1
