@@ -1,4 +1,4 @@
-"""Named routers in whole layers: against transformers and loops, the same bits everywhere, and what would be noticed."""
+"""Named routers in whole layers: against transformers and loops, exact bits, and mistakes that would be noticed."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ B, T = 3, 500  # enough tokens that some are undecided by less than the bits of 
 
 def drawn(case):
     """Random parameters, none of them 0, and a batch. The inner values of experts reach the clamp of GPT-OSS."""
-    draw = np.random.default_rng(3)
+    draw = np.random.default_rng(4)
     arrays = {}
     for name, shape in case.layer.shapes(D).items():
         arrays[name] = draw.normal(size=shape) * (0.3 if "router" in name or "balancer" in name else 1.0)
@@ -69,7 +69,9 @@ def judge(title, backend="numpy"):
     found, right = computed(case, backend, arrays, batch), case.reference(case.layer, arrays, batch)
     orders = [np.argsort(ids, axis=-1) for ids, _, _ in (found, right)]
     for index, what in enumerate(("ids", "weights")):
-        one, other = (np.take_along_axis(part[index], order, 1) for part, order in zip((found, right), orders))
+        one, other = (
+            np.take_along_axis(part[index], order, 1) for part, order in zip((found, right), orders, strict=True)
+        )
         bound = 0.0 if what == "ids" else OPERATION[case.precision] * np.abs(other).max()
         np.testing.assert_allclose(one, other, rtol=0, atol=bound, err_msg=what)
     np.testing.assert_allclose(found[2], right[2], rtol=0, atol=OPERATION[case.precision] * np.abs(right[2]).max())
@@ -256,7 +258,7 @@ def by_the_best_alone(self, ops, biased):
 def test_what_is_wrong_is_noticed(mutation, monkeypatch):
     title, change = MUTATIONS[mutation]
     change(monkeypatch)
-    with pytest.raises(AssertionError, match="Not equal|Mismatched|Arrays are not|shape"):
+    with pytest.raises(AssertionError, match=r"Not equal|Mismatched|Arrays are not|shape"):
         judge(title)
 
 
@@ -325,21 +327,27 @@ def test_gradients_stay_finite_where_scores_vanish(backend):
 # --- exact bits, files and refusals -----------------------------------------------------------------------------------
 
 ROUTERS = {title: CASES[title].layer for title in CASES if " " not in title}
+QUICK = ("deepseek_v3", "table")  # exact programs take long to compile
 
 
 def model(title, backend):
-    layer = ROUTERS[title]
+    layer = replace(ROUTERS[title], experts=replace(ROUTERS[title].experts, count=4))
+    if title == "deepseek_v3":
+        layer = replace(layer, router=replace(layer.router, k=2, n_groups=2, top_groups=1))
     config = small_model(VOCAB, 10, D, 1, 2, layer)
     draw = np.random.default_rng(2)
     arrays = {name: array + draw.standard_normal(array.shape, np.float32) * 0.3 for name, array in initialise(config)}
     for name in arrays:
         if name.endswith("router.table"):
-            arrays[name] = np.array([draw.permutation(E)[:3] for _ in range(VOCAB)], np.float32)
+            arrays[name] = np.array([draw.permutation(4)[:3] for _ in range(VOCAB)], np.float32)
     return assemble(config, arrays, component("backend", backend, precision="exact"))
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax"])
-@pytest.mark.parametrize("title", ROUTERS)
+@pytest.mark.parametrize(("title", "backend"), [
+    pytest.param(title, name, marks=[pytest.mark.full] if name == "jax" and title not in QUICK else [])
+    for title in ROUTERS
+    for name in ("torch", "jax")
+])  # fmt: skip
 def test_routers_have_the_same_bits_on_every_backend(title, backend):
     ids = np.random.default_rng(1).integers(0, VOCAB, (3, 8))
     found, right = (model(title, name) for name in (backend, "numpy"))
