@@ -149,7 +149,7 @@ def test_outside_training_nothing_is_drawn(kind, monkeypatch):
     model = assemble(made, dict(initialise(made, 0)), component("backend", "numpy"))
     model.loss([3, 4, 5, 6])
     model.generate([3, 4], max_new_tokens=3)
-    model.record([3, 4, 5], "blocks.0.ffn.*")
+    model.record([3, 4, 5], "blocks.0.ffn.router.weights")
     assert seen
     assert all(noise is None for noise in seen)
     begun("numpy", made).run(np.ones((1, 2, 13), int), np.ones((1, 2, 12)), 1, 1.0)
@@ -202,9 +202,12 @@ def test_one_expert_with_a_weight_of_its_own_is_trained():
         begun("torch", config(router))
 
 
-def test_the_job_refuses_before_it_reads_a_text(tmp_path, capsys):
+def test_the_job_refuses_too(tmp_path, capsys):
     from transformer_lab.cli import main
 
-    words = ["job=train", "model=new", "ffn=moe", "router=mixtral", "ffn.router.k=1", f"data.path={tmp_path}/none.txt"]
-    assert main([*words, "backend=torch", f"hydra.run.dir={tmp_path}/run"]) == 2
+    (tmp_path / "text.txt").write_text("Once upon a time. " * 50, encoding="utf-8")
+    words = ["job=train", "model.weights=random", "ffn=moe", "router=mixtral", "backend=torch"]
+    words += [f"data.path={tmp_path}/text.txt", f"hydra.run.dir={tmp_path}/run"]
+    assert main([*words, "ffn.router.k=1"]) == 2
     assert "would learn nothing" in capsys.readouterr().err
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
