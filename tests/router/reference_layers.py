@@ -255,7 +255,7 @@ ROOM = Capacity(1.25, "choice")
 CLAMPED = Experts(E, F, bias=True, limit=7.0)
 
 CASES = {
-    "switch": Case(MixtureOfExperts(Switch(), PLAIN, capacity=Capacity(1.25)), switch),
+    "switch": Case(MixtureOfExperts(Switch(), PLAIN, capacity=Capacity(1.0)), switch),
     "mixtral": Case(MixtureOfExperts(Mixtral(2), GATED), mixtral, precision="float32"),
     "olmoe": Case(MixtureOfExperts(OLMoE(3), GATED), olmoe, precision="float32"),
     "deepseek_v3": Case(
