@@ -70,9 +70,13 @@ class MixtureOfExperts:
         return tuple(name for name in names if name not in absent)
 
     @property
-    def causal(self) -> bool:
-        """Whether what comes of a token hangs on nothing behind it, at a given length."""
-        return self.router.causal and (self.capacity is None or self.capacity.causal)
+    def same_in_pieces(self) -> bool:
+        """Whether what comes of a token hangs on it and its past alone (`model/causality.py`)."""
+        return self.router.causal and self.capacity is None
+
+    @property
+    def same_in_batches(self) -> bool:
+        return self.capacity is None or self.capacity.scope == "sequence"
 
     @property
     def drops(self) -> bool:
