@@ -118,7 +118,13 @@ CASES = {
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral with a window, three of five narrow ones": (
         "Mixtral",
-        {"num_local_experts": 5, "num_experts_per_tok": 3, "intermediate_size": 12, "sliding_window": 7, "head_dim": 12},
+        {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 12,
+            "sliding_window": 7,
+            "head_dim": 12,
+        },
     ),
     "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 2}),
     "olmoe with biases, renormalised, as wide as the stream": (

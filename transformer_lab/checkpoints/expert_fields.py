@@ -92,9 +92,9 @@ def sparse_layers(fields: Fields, layers: int) -> set[int]:
 
 def layer_fields(config: ModelConfig) -> dict[str, Any]:
     """The inverse, with the width of the networks that are dense."""
-    dense = {layer: block.ffn for layer, block in enumerate(config.blocks) if not hasattr(block.ffn, "experts")}
-    sizes = {"intermediate_size": ffn.size for ffn in dense.values()}
-    return sizes | {"mlp_only_layers": list(dense), "decoder_sparse_step": 1}
+    dense = [layer for layer, block in enumerate(config.blocks) if not hasattr(block.ffn, "experts")]
+    width = {"intermediate_size": config.blocks[dense[0]].ffn.size} if dense else {}
+    return width | {"mlp_only_layers": dense, "decoder_sparse_step": 1}
 
 
 def expert_fields(config: ModelConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Qwen3-MoE (Yang et al. 2025, arXiv 2505.09388): Qwen3 with experts, and where it is asked for dense layers in between."""
+"""Qwen3-MoE (Yang et al. 2025, arXiv 2505.09388): Qwen3 with experts, and where asked for dense layers in between."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,6 +32,10 @@ def config_from(fields: Fields) -> ModelConfig:
 
 def fields_from(config: ModelConfig) -> dict[str, Any]:
     window, experts = window_fields(config)["sliding_window"], expert_fields.expert_fields(config)
-    experts["num_local_experts"] = experts["num_experts"]  # read by transformers 5; the other by 4
-    own = {"attention_bias": config.blocks[0].attention.qkv_bias, "sliding_window": window}
-    return llama.fields_around(config) | expert_fields.layer_fields(config) | experts | own | {"use_sliding_window": window is not None}
+    own = {
+        "num_local_experts": experts["num_experts"],  # read by transformers 5; the other by 4
+        "attention_bias": config.blocks[0].attention.qkv_bias,
+        "sliding_window": window,
+        "use_sliding_window": window is not None,
+    }
+    return llama.fields_around(config) | experts | expert_fields.layer_fields(config) | own
