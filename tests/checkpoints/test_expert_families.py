@@ -193,6 +193,7 @@ def test_how_many_parameters_a_token_uses(saved):
     k = model.config.num_experts_per_tok
     idle = sum(parameter.numel() - k * parameter[0].numel() for parameter in experts)
     assert loaded.active_parameters_count == loaded.parameters_count - idle
+    assert inspect_folder(folder).active_parameters == loaded.active_parameters_count
     assert idle or k == model.config.num_local_experts
 
 
