@@ -7,11 +7,20 @@ sum here is a part of a mean over the step, whatever the number of pieces. E exp
 from typing import Any
 
 
+def counted(ops: Any, chosen: Any, share: Any) -> Any:
+    """chosen, booleans [B, T, ...] -> [B, ...], of how many tokens that are no padding it is true.
+
+    Whole numbers in floats: what hangs on whether one is larger than another must not hang on how a sum was rounded.
+    """
+    real = ops.xp.reshape(share > 0.0, (*share.shape, *(1,) * (chosen.ndim - 2)))
+    return ops.xp.sum(ops.cast(chosen & real, share.dtype), axis=1)
+
+
 def used(ops: Any, ids: Any, kept: Any, share: Any, experts: int) -> Any:
-    """ids [B, T, k], kept of them (None: all) -> [B, E], which part of a row's tokens goes to each expert."""
+    """ids [B, T, k], kept of them (None: all) -> [B, E], how many tokens of each row go to each expert."""
     numbers = ops.xp.arange(experts, dtype=ids.dtype, device=ops.array_device)
     here = ids[..., None] == numbers if kept is None else (ids[..., None] == numbers) & kept[..., None]  # [B, T, k, E]
-    return ops.xp.sum(ops.cast(here, share.dtype) * share[:, :, None, None], axis=(1, 2))
+    return counted(ops, ops.xp.any(here, axis=2), share)
 
 
 def balance(ops: Any, load: Any, probabilities: Any, share: Any, scope: str, of_step: Any = None) -> Any:
@@ -30,7 +39,7 @@ def balance(ops: Any, load: Any, probabilities: Any, share: Any, scope: str, of_
         load = of_step[None, :]
     slots = xp.sum(load, axis=-1, keepdims=True)
     slots = xp.where(slots > 0.0, slots, 1.0)
-    # f = load / slots. P is mean over the tokens' share, and the whole weighs as much as that share: it cancels.
+    # f = load / slots. P is mean over the tokens' share, and all this weighs as much as that share: it cancels.
     return experts * xp.sum(load / slots * mean)
 
 

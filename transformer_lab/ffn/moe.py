@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from transformer_lab.backends.plain.manual import identity
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.dispatch import dispatched
-from transformer_lab.ffn.losses import balance, used, z_loss
+from transformer_lab.ffn.losses import balance, counted, used, z_loss
 from transformer_lab.model.axes import Shape
 from transformer_lab.model.limits import require_choice
 from transformer_lab.model.state import State
@@ -127,9 +127,9 @@ class MixtureOfExperts:
         """What training is told by one pass: (what is added to its loss, what its balancer and its metrics ask for).
 
         taps: this layer's. share [B, T]: as in `losses.py`. of_step: the "load" of the whole step, or None. Everything
-        in the dict is a sum over tokens, so that pieces can be added up: "load" [E], how many tokens of each expert;
-        "importance" [E], their probabilities; "kept", slots that were used; "entropy", of the probabilities; "z", of
-        the z-loss; "balance", the balance loss itself; and what the balancer asks for.
+        in the dict is a sum over tokens, so that pieces can be added up. Whole numbers: "tokens"; "load" [E], tokens of
+        each expert; "kept", slots that were used. Of each token its share: "importance" [E], the probabilities;
+        "entropy", theirs; "z", of the z-loss; "balance", the balance loss. And what the balancer asks for.
         """
         xp, logits, ids = ops.xp, taps["router.logits"], taps["router.expert_ids"]
         kept = taps.get("router.kept")
@@ -139,11 +139,13 @@ class MixtureOfExperts:
         z = z_loss(ops, logits, share)
         loss = self.balance_loss * balance_loss + self.z_loss * z
         entropy = -xp.sum(probabilities * xp.log(probabilities + 1e-20), axis=-1)
-        in_use = share * ids.shape[-1] if kept is None else xp.sum(ops.cast(kept, share.dtype), axis=-1) * share
+        tokens = ops.xp.sum(counted(ops, share > 0.0, share))
+        in_use = tokens * ids.shape[-1] if kept is None else xp.sum(counted(ops, kept, share))
         found = {
             "load": xp.sum(load, axis=0),
             "importance": xp.sum(probabilities * share[..., None], axis=(0, 1)),
-            "kept": xp.sum(in_use),
+            "tokens": tokens,
+            "kept": in_use,
             "entropy": xp.sum(entropy * share),
             "z": z,
             "balance": balance_loss,

@@ -47,7 +47,7 @@ class Router:
     def choose(self, ops: Any, params: Any, logits: Any, state: Any, tokens: Any) -> Any:
         """logits [B, T, E] -> the numbers of the experts, whole numbers [B, T, k], the best first."""
         bias = state.get("bias")
-        return ops.top_k(logits if bias is None else self.probabilities(ops, logits) + bias, self.k)[1]
+        return ops.top_k(logits if bias is None else self.scores(ops, logits) + bias, self.k)[1]
 
     def weigh(self, ops: Any, params: Any, logits: Any, ids: Any) -> Any:
         """The weights [B, T, k] of the experts `ids` [B, T, k]."""
@@ -56,6 +56,10 @@ class Router:
     def kept(self, ops: Any, logits: Any, ids: Any, state: Any, tokens: Any) -> Any:
         """Which slots are used, booleans [B, T, k], or None: all."""
         return None
+
+    def scores(self, ops: Any, logits: Any) -> Any:
+        """[B, T, E], what a balancer's bias is added to."""
+        return ops.softmax(logits)
 
     def probabilities(self, ops: Any, logits: Any) -> Any:
         """[B, T, E], not negative, of each token with sum 1: what losses and statistics call a token's share."""

@@ -89,7 +89,7 @@ class AdamW:
 
 
 def is_decayed(name: str, axes: int) -> bool:
-    """Whether weight decay touches a parameter: no norm, and no bias, not even those of experts, which have two axes."""
+    """Whether weight decay touches a parameter: no norm and no bias, also not those of experts, which have two axes."""
     return axes > 1 and not name.endswith((".bias", ".offset", ".weight"))
 
 
