@@ -56,6 +56,7 @@ CASES = {
     "qwen3": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
     "qwen3 with biases": ("Qwen3", {"head_dim": 8, "attention_bias": True}),
     "olmo": ("Olmo", {}),
+    "olmo, clipped": ("Olmo", {"clip_qkv": 0.5}),
     "olmo2": ("Olmo2", {"num_key_value_heads": 4}),
     "olmo2 with biases": ("Olmo2", {"attention_bias": True}),
     "gemma": ("Gemma", {"head_dim": 12}),
@@ -127,7 +128,7 @@ CASES = {
         },
     ),
     "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 2}),
-    "olmoe with biases, renormalised, as wide as the stream": (
+    "olmoe, clipped, with biases, renormalised, as wide as the stream": (
         "Olmoe",
         {
             "num_experts": 4,
@@ -135,6 +136,7 @@ CASES = {
             "intermediate_size": 32,
             "norm_topk_prob": True,
             "attention_bias": True,
+            "clip_qkv": 0.8,
             "tie_word_embeddings": True,
         },
     ),

@@ -250,7 +250,7 @@ def test_absent_fields_mean_what_they_mean_in_transformers(saved, tmp_path):
         ("mixtral", {"router_aux_loss_coef": None}, "'router_aux_loss_coef' is null"),
         ("mixtral", {"sliding_window": -3}, "sliding_window"),
         ("mixtral", {"hidden_act": "mish"}, "hidden_act"),
-        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("olmoe", {"clip_qkv": 0}, "clip_qkv"),
         ("olmoe", {"norm_topk_prob": 1}, "norm_topk_prob"),
         ("qwen2_moe", {"moe_intermediate_size": 0}, "moe_intermediate_size"),
         ("qwen2_moe", {"shared_expert_intermediate_size": 0}, "shared_expert_intermediate_size"),

@@ -127,7 +127,7 @@ def test_tap_by_tap_beside_transformers(saved):
         ("gemma3_text", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
         ("gpt_neox", {"head_dim": 16}, "head_dim"),
         ("mistral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ("olmo", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("olmo", {"clip_qkv": -8.0}, "clip_qkv"),
         ("phi", {"qk_layernorm": True}, "qk_layernorm"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("qwen2", {"layer_types": ["full_attention"]}, "layer_types"),

@@ -23,15 +23,18 @@ def config_from(fields: Fields) -> ModelConfig:
     fields = Fields(fields.path, fields.values, OWN)
     sizes = SIZES.read(fields.without("head_dim"))
     fields.require_plain_decoder(sizes.max_position_embeddings)
-    fields.require("clip_qkv", (None,), "queries, keys and values that are clipped are not offered")
     layers, renormalised = sizes.num_hidden_layers, fields.flag("norm_topk_prob", False)
     ffn = expert_fields.read_experts(fields, layers, 64, 8, 2048, 0.01, renormalised, size_field="intermediate_size")
     bias, norm = fields.flag("attention_bias", False), RMSNorm(fields.positive("rms_norm_eps", 1e-5))
-    attention = llama.attention(fields, sizes, qkv_bias=bias, out_bias=bias, norm=norm, norm_over="all_heads")
+    clip = None if fields.values.get("clip_qkv") is None else fields.positive("clip_qkv", 0.0)
+    attention = llama.attention(
+        fields, sizes, qkv_bias=bias, out_bias=bias, clip=clip, norm=norm, norm_over="all_heads"
+    )
     return llama.with_modest_tables(fields, sizes.model((Sequential(attention, ffn, norm),) * layers, norm))
 
 
 def fields_from(config: ModelConfig) -> dict[str, Any]:
-    experts = expert_fields.expert_fields(config)
+    attention, experts = config.blocks[0].attention, expert_fields.expert_fields(config)
+    own = {"attention_bias": attention.qkv_bias, "clip_qkv": attention.clip}
     experts["intermediate_size"] = experts.pop("moe_intermediate_size")
-    return llama.fields_around(config) | experts | {"attention_bias": config.blocks[0].attention.qkv_bias}
+    return llama.fields_around(config) | experts | own
