@@ -242,6 +242,7 @@ def test_absent_fields_mean_what_they_mean_in_transformers(saved, tmp_path):
         ("mixtral", {"num_local_experts": 10**9}, "'num_local_experts' is 1000000000"),
         ("mixtral", {"num_local_experts": 60_000}, "more than 100000 in all"),
         ("mixtral", {"num_local_experts": 4.0}, "'num_local_experts' is 4.0"),
+        ("mixtral", {"num_local_experts": 50_000}, "layers.0.block_sparse_moe.experts.4.w1.weight [48, 32]"),
         ("mixtral", {"num_experts": 5}, "differs"),
         ("mixtral", {"num_experts_per_tok": 5}, "'num_experts_per_tok' is 5, and there are 4"),
         ("mixtral", {"num_experts_per_tok": 0}, "'num_experts_per_tok' is 0"),

@@ -28,8 +28,8 @@ class SoftmaxAttention:
     2004.05150); None is all. norm: a part (`norm/`) for queries and keys before they are turned (Henry et al. 2020,
     arXiv 2010.04245), over each head, or with norm_over="all_heads" over all of them at once. cap: scores become
     cap * tanh(score / cap) (Gemma Team 2024, arXiv 2408.00118). clip: queries, keys and values are clipped to it on
-    both sides, before they are turned (Groeneveld et al. 2024, arXiv 2402.00838). sinks: each head learns a score that is
-    attended to and gives nothing (OpenAI 2025, arXiv 2508.10925).
+    both sides before they are turned (Groeneveld et al. 2024, arXiv 2402.00838). sinks: each head learns a score that
+    is attended to and gives nothing (OpenAI 2025, arXiv 2508.10925).
     """
 
     taps: ClassVar[tuple[str, ...]] = ("q", "k", "v", "scores", "pattern", "out")

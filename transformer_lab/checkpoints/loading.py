@@ -84,7 +84,7 @@ def require_loadable(
     if family.NAMES.fused:
         tensors = taken_apart(tensors, family, config, wanted)
     _settle_tied_head(folder, config, family, tensors)
-    _require_fit(folder, wanted, tensors)
+    _require_fit(folder, family, wanted, tensors)
     if adapter is None and holds_adapter(folder):
         adapter = folder
     return wanted, tensors, None if adapter is None else read_adapter(adapter, family, wanted)
@@ -121,9 +121,10 @@ def _settle_tied_head(folder: Path, config: ModelConfig, family: ModuleType, ten
         del tensors[family.NAMES.head_kernel]
 
 
-def _require_fit(folder: Path, wanted: Mapping[str, Stored], tensors: Mapping[str, Tensor]) -> None:
+def _require_fit(folder: Path, family: ModuleType, wanted: Mapping[str, Stored], tensors: Mapping[str, Tensor]) -> None:
     expected = {name: shape for stored in wanted.values() for name, shape in stored.parts}
-    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
+    absent = [(family.NAMES.in_file(name, ""), shape) for name, shape in expected.items() if name not in tensors]
+    missing = [f"{name} {list(shape)}" for name, shape in absent]
     unexpected = [f"{shown(t.name)} {_shape(t)}" for name, t in tensors.items() if name not in expected]
     fitting = [(tensors[name], shape) for name, shape in expected.items() if name in tensors]
     misshapen = [f"{t.name} is {_shape(t)}, not {list(shape)}" for t, shape in fitting if t.shape != shape]
