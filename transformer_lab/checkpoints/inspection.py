@@ -139,6 +139,7 @@ def _inspect_gguf(path: Path) -> Inspection:
     problems: list[str] = []
     fields: dict[str, Any] = {}
     tokenizer: tuple[str, ...] = ()
+    used = None
     try:
         architecture, family, found = read_fields(Header(file))
         fields = {"model_type": architecture.family} | found.values
@@ -156,6 +157,7 @@ def _inspect_gguf(path: Path) -> Inspection:
         loads=not problems,
         problems=tuple(problems),
         total_parameters=counts.total(),
+        active_parameters=used,
         total_bytes=sum(tensor.size for tensor in file.tensors.values()),
         parameters_by_dtype=dict(counts),
         tokenizer_files=tokenizer,
