@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
     from transformer_lab.generation.continuation import Generation
     from transformer_lab.language_model import LanguageModel, load_model
+    from transformer_lab.language_model.upcycling import upcycled
     from transformer_lab.sources import load_tokenizer
     from transformer_lab.tokenizers import train_tokenizer
 
@@ -31,6 +32,7 @@ _HOME = {
     "load_model": "transformer_lab.language_model",
     "load_tokenizer": "transformer_lab.sources",
     "train_tokenizer": "transformer_lab.tokenizers",
+    "upcycled": "transformer_lab.language_model.upcycling",
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "train_tokenizer",
+    "upcycled",
 ]
 
 

@@ -94,6 +94,11 @@ class MixtureOfExperts:
         shapes = {f"{part}.{name}": shape for part, own in parts.items() for name, shape in own.items()}
         return shapes | ({"shared_gate": (hidden_size, 1)} if self.shared_gate else {})
 
+    def idle(self, hidden_size: int) -> int:
+        """How many numbers of its experts a token does not use; a router without a fixed k counts with its most."""
+        experts = sum(math.prod(shape) for shape in self.experts.shapes(hidden_size).values())
+        return experts - experts // self.experts.count * self.router.slots(self.experts.count)
+
     def __call__(self, ops: Any, params: Any, x: Any, tap: Callable[[str, Any], Any], tokens: Tokens) -> Any:
         """x [B, T, D] -> [B, T, D].
 

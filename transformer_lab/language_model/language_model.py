@@ -23,7 +23,7 @@ from transformer_lab.language_model.token_ids import checked_ids
 from transformer_lab.memory import enough_memory
 from transformer_lab.model.causality import TokensCompete, not_in_pieces
 from transformer_lab.model.config import ModelConfig
-from transformer_lab.model.parameters import count, flatten, nest, shapes
+from transformer_lab.model.parameters import active, count, flatten, nest, shapes
 from transformer_lab.tokenizers import TOKENIZER_FILES, Tokenizer, chat_text
 
 
@@ -55,8 +55,8 @@ class LanguageModel:
 
     @property
     def active_parameters_count(self) -> int:
-        """How many of them take part in each token: all, in a dense model."""
-        return self.parameters_count
+        """How many of them take part in each token: all, but for the experts that it does not go to."""
+        return active(self.config)
 
     def weights_sha256(self) -> str | None:
         """sha256 over the weight files, or None for random weights."""
