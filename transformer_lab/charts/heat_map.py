@@ -35,7 +35,7 @@ def heat_map(
     """
     if not rows or not columns or len(values) != len(rows) or any(len(row) != len(columns) for row in values):
         message = (
-            f"A heat map needs cells: {len(rows)} rows and {len(columns)} columns were named, {len(values)} given."
+            f"A heat map of {len(rows)} rows and {len(columns)} columns needs a value for each cell, and one cell."
         )
         raise ConfigurationError(message)
     known = [value for row in values for value in row if value is not None and math.isfinite(value)]

@@ -337,7 +337,10 @@ def _values(report: Report) -> dict[str, Any]:
         "gradient_norm": report.gradient_norm,
         "learning_rate": report.learning_rate,
         "tokens_per_s": round(report.tokens_per_s, 1),
+        **report.routing,
     }
+    if report.loads:
+        values["loads"] = report.loads
     if report.evaluation is not None:
         values |= {"validation_loss": report.evaluation.loss, "bits_per_byte": report.evaluation.bits_per_byte}
     if report.sample is not None:
@@ -365,6 +368,12 @@ def _shown(run: TrainingRun, steps: int) -> Iterator[Callable[[Report], None]]:
 
     def line(report: Report) -> str:
         words = f"step {report.step:,}/{steps:,}  loss {report.loss:.4f}  {report.tokens_per_s:,.0f} tokens/s"
+        if report.routing:
+            words += (
+                f"  balance {report.routing['balance_loss']:.3f}, busiest {1 + report.routing['max_violation']:.2f}x"
+            )
+            if report.routing["dead_experts"]:
+                words += f", {report.routing['dead_experts']} dead"
         left = (time.monotonic() - begin) / (report.step - first) * (steps - report.step)
         words += f"  {_duration(left)} left"
         if report.evaluation is not None:

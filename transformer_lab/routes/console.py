@@ -55,8 +55,8 @@ def print_split(split: Mapping[str, Any], console: Console) -> None:
     console.print(runs)
     layers = _table(
         "Who goes elsewhere",
-        "flips: tokens with other experts in b; own: not inherited from a flip before. error: of a score, by arithmetic "
-        "alone. certified: tokens whose margin is more than twice that.",
+        "flips: tokens with other experts in b; own: not inherited from a flip before. error: of a score, by "
+        "arithmetic alone. certified: tokens whose margin is more than twice that.",
     )
     for name in ("layer", "flips", "own", "error", "certified", "smallest margin"):
         layers.add_column(name, justify="right")

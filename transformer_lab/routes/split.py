@@ -83,9 +83,8 @@ def routing_split(a: LanguageModel, b: LanguageModel, prompts: Prompt | Sequence
     """
     layers = _same_layers(a, b)
     if prompts is None:
-        prompts = default_prompts(
-            a.tokenizer, a.config.vocab_size, min(a.config.context_length, b.config.context_length)
-        )
+        longest = min(a.config.context_length, b.config.context_length)
+        prompts = default_prompts(a.tokenizer, a.config.vocab_size, longest)
     listed: list[Any] = list(prompts) if several_prompts(prompts) else [prompts]
     taps = [name for layer, _ in layers for name in layer.taps]
     agreements: list[list[LogitAgreement]] = [[] for _ in RUNS]
@@ -149,10 +148,7 @@ class _Seen:
 
 def _seen(ours: Layer, theirs: Layer, ids: np.ndarray, of_a: Any, of_b: Any, forced: Any) -> _Seen:
     would = theirs.chosen(ids, forced[theirs.prefix + "router.logits"])
-    routes = [
-        layer.routes(_routes(taps, layer.taps)) for layer, taps in ((ours, of_a), (theirs, of_b), (theirs, forced))
-    ]
-    return _Seen(*routes, would.reshape(-1, would.shape[-1]))
+    return _Seen(ours.routes(of_a), theirs.routes(of_b), theirs.routes(forced), would.reshape(-1, would.shape[-1]))
 
 
 def _layer(number: int, seen: Sequence[_Seen]) -> tuple[LayerSplit, list[Flip]]:
