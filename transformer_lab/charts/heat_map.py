@@ -34,9 +34,7 @@ def heat_map(
     ConfigurationError if there is no cell, or rows and columns are not as many as the values.
     """
     if not rows or not columns or len(values) != len(rows) or any(len(row) != len(columns) for row in values):
-        message = (
-            f"A heat map of {len(rows)} rows and {len(columns)} columns needs a value for each cell, and one cell."
-        )
+        message = f"A heat map of {len(rows)} rows and {len(columns)} columns needs a value for each of its cells."
         raise ConfigurationError(message)
     known = [value for row in values for value in row if value is not None and math.isfinite(value)]
     full = max(known, default=0.0) if largest is None else largest

@@ -369,11 +369,7 @@ def _shown(run: TrainingRun, steps: int) -> Iterator[Callable[[Report], None]]:
     def line(report: Report) -> str:
         words = f"step {report.step:,}/{steps:,}  loss {report.loss:.4f}  {report.tokens_per_s:,.0f} tokens/s"
         if report.routing:
-            words += (
-                f"  balance {report.routing['balance_loss']:.3f}, busiest {1 + report.routing['max_violation']:.2f}x"
-            )
-            if report.routing["dead_experts"]:
-                words += f", {report.routing['dead_experts']} dead"
+            words += f"  {_routing_in_words(report.routing)}"
         left = (time.monotonic() - begin) / (report.step - first) * (steps - report.step)
         words += f"  {_duration(left)} left"
         if report.evaluation is not None:
@@ -411,6 +407,11 @@ def _shown(run: TrainingRun, steps: int) -> Iterator[Callable[[Report], None]]:
                 console.print(Text(f"  {printable(report.sample)}"))
 
         yield advance
+
+
+def _routing_in_words(numbers: Mapping[str, float]) -> str:
+    words = f"balance {numbers['balance_loss']:.3f}, busiest expert {1.0 + numbers['max_violation']:.1f}x"
+    return words + (f", {numbers['dead_experts']} dead" if numbers["dead_experts"] else "")
 
 
 def _duration(seconds: float) -> str:
