@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from transformer_lab.charts.heat_map import heat_map
+from transformer_lab.charts.heat_map import FILL, INK, heat_map
+from transformer_lab.charts.line_chart import BACKGROUND
 from transformer_lab.errors import ConfigurationError
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -69,3 +70,18 @@ def test_no_cells():
     for values, rows, columns in (([], [], []), ([[1.0]], ["a"], ["0", "1"]), ([[]], ["a"], [])):
         with pytest.raises(ConfigurationError, match="needs a value for each"):
             heat_map(values, rows, columns, "t")
+
+
+def luminance(colour):
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_numbers_can_be_read_on_every_cell(mode):
+    """4.5 : 1 (WCAG 2.2, 1.4.3), on the ground and on the full colour, between which all cells lie."""
+    ink = luminance(INK[mode])
+    for ground in (BACKGROUND[mode], FILL[mode]):
+        one, other = sorted((ink, luminance(ground)))
+        assert (other + 0.05) / (one + 0.05) >= 4.5

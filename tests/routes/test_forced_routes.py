@@ -68,6 +68,9 @@ def test_what_cannot_be_patched_is_refused():
     for backend in BACKENDS:
         with pytest.raises(lab.ConfigurationError, match=r"has the shape \[1, 4, 2\]; this tap has \[1, 5, 2\]"):
             built(backend).record(ids(5), "logits", patches={EXPERTS: np.zeros((1, 4, 2), int)})
+    for wrong in (np.full((1, 5, 2), 6), np.full((1, 5, 2), -1), np.zeros((1, 5, 2))):
+        with pytest.raises(lab.ConfigurationError, match="whole ones from 0 to 5"):
+            model.record(ids(5), "logits", patches={EXPERTS: wrong})
     scores = {"blocks.0.attn.scores": np.zeros((1, 4, 5, 5))}
     with pytest.raises(lab.ConfigurationError, match="inside a fused operation"):
         model.record(ids(5), "logits", patches=scores)

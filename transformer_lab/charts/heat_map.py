@@ -15,7 +15,7 @@ from transformer_lab.errors import ConfigurationError, printable
 LETTER = 0.56  # the width of an average letter, in heights
 ROOMY = 38.0  # pixels of a cell in which a number has room
 INK, FAINT = ("#1c2530", "#e6ebf0"), ("#4d5865", "#a9b4c0")
-FILL = ("#0a5ca0", "#7cc0f5")
+FILL = ("#4f9ad8", "#2b6ca3")  # of the largest; the ink can be read on it and on all that is paler
 
 
 def heat_map(
@@ -56,9 +56,8 @@ def heat_map(
             said = escape(printable(f"{rows[down]}, {columns[across]}: {_words(value)}"))
             parts.append(f'<rect class="cell" {place} fill-opacity="{share:.3f}"><title>{said}</title></rect>')
             if cell >= ROOMY:
-                kind = "on" if share > 0.55 else "off"
                 middle = f'x="{x + cell / 2:.1f}" y="{y + tall / 2:.1f}" dy="0.35em"'
-                parts.append(f'<text class="number {kind}" {middle}>{_words(value)}</text>')
+                parts.append(f'<text class="number" {middle}>{_words(value)}</text>')
     every = max(1, math.ceil(max(len(str(name)) for name in columns) * LETTER * WIDE_TEXT * 1.4 / cell))
     for across in range(0, len(columns), every):
         x = left + cell * (across + 0.5)
@@ -90,7 +89,7 @@ def _style() -> str:
     def colours(mode: int) -> str:
         return (
             f"{chart} .back{{fill:{BACKGROUND[mode]}}}{chart} text{{fill:{INK[mode]}}}"
-            f"{chart} .label,{chart} .x,{chart} .y{{fill:{FAINT[mode]}}}{chart} .on{{fill:{BACKGROUND[mode]}}}"
+            f"{chart} .label,{chart} .x,{chart} .y{{fill:{FAINT[mode]}}}"
             f"{chart} .cell{{fill:{FILL[mode]};stroke:{FAINT[mode]}}}"
         )
 

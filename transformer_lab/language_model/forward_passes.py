@@ -59,6 +59,8 @@ class ForwardPasses:
         wanted = None if names is None else self._checked_taps(names)
         patches = {name: np.asarray(array) for name, array in (patches or {}).items()}
         which = wanted, self._checked_taps(list(patches))
+        for name, array in patches.items():
+            _require_experts(self.config, name, array)
         if which not in self._recorders:
             self._recorders[which] = _recorder(self.backend, self.config, *which)
         with enough_memory(THIS_CALL):
@@ -121,6 +123,15 @@ def _recorder(
         return kept
 
     return backend.compile(recorded)
+
+
+def _require_experts(config: ModelConfig, name: str, patch: np.ndarray) -> None:
+    """A number of an expert that there is not would be an error on one backend, and another expert on the next."""
+    if name.endswith(".router.expert_ids"):
+        count = config.blocks[int(name.split(".")[1])].ffn.experts.count
+        if patch.dtype.kind not in "iu" or (patch.size and not 0 <= patch.min() <= patch.max() < count):
+            message = f"The patch of {name} must hold numbers of experts, whole ones from 0 to {count - 1}."
+            raise ConfigurationError(message)
 
 
 def _in_place_of(backend: Any, name: str, x: Any, patch: Any) -> Any:

@@ -63,6 +63,8 @@ def print_split(split: Mapping[str, Any], console: Console) -> None:
     for row in split["layers"][:ROWS]:
         numbers = (_number(row["error"]), _dashed(share(row["certified"])), _number(row["smallest_margin"]))
         layers.add_row(str(row["layer"]), str(row["flips"]), str(row["own"]), *numbers)
+    if len(split["layers"]) > 1 and split["certified"] is not None:
+        layers.add_row("all", "", "", "", _dashed(share(split["certified"])), "")
     console.print(layers)
 
 

@@ -66,7 +66,8 @@ class RoutingSplit:
     content: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """{"participants", "tokens", "runs": rows of KL and largest differences, "kl": its parts, "layers", "flips"}"""
+        """{"participants", "texts", "tokens", "runs": rows of KL and largest differences, "kl": its parts, "certified":
+        the share of tokens that are it in all layers, or None, "layers": as `LayerSplit`, "flips": as `Flip`}."""
         return dict(self.content)
 
     def to_json(self, path: str | PathLike[str]) -> None:
@@ -101,16 +102,17 @@ def routing_split(a: LanguageModel, b: LanguageModel, prompts: Prompt | Sequence
             each[place].append(_seen(ours, theirs, ids[None], of_a, of_b, forced[-1]))
     runs = [_run(*found) for found in zip(RUNS, map(merge, agreements), largest, strict=True)]
     found = [_layer(ours.number, seen) for (ours, _), seen in zip(layers, each, strict=True)]
-    kl = [run["kl"] for run in runs]
+    kl, safe = [run["kl"] for run in runs], [sure for _, _, sure in found if sure is not None]
     content = {
         "schema": SCHEMA,
         "participants": {"a": _name(a), "b": _name(b)},
         "texts": len(listed),
         "tokens": merge(agreements[0]).positions,
         "runs": runs,
+        "certified": float(np.all(safe, axis=0).mean()) if len(safe) == len(found) else None,
         "kl": {"total": kl[0], "experts": kl[0] - kl[1], "weights": kl[1] - kl[2], "arithmetic": kl[2]},
-        "layers": [asdict(layer) for layer, _ in found],
-        "flips": [asdict(flip) for _, flips in found for flip in flips],
+        "layers": [asdict(layer) for layer, _, _ in found],
+        "flips": [asdict(flip) for _, flips, _ in found for flip in flips],
     }
     return RoutingSplit(finite(content))
 
@@ -151,7 +153,8 @@ def _seen(ours: Layer, theirs: Layer, ids: np.ndarray, of_a: Any, of_b: Any, for
     return _Seen(ours.routes(of_a), theirs.routes(of_b), theirs.routes(forced), would.reshape(-1, would.shape[-1]))
 
 
-def _layer(number: int, seen: Sequence[_Seen]) -> tuple[LayerSplit, list[Flip]]:
+def _layer(number: int, seen: Sequence[_Seen]) -> tuple[LayerSplit, list[Flip], np.ndarray | None]:
+    """The last: which tokens are certified, booleans [N], or None where nothing can be said."""
     a, b, forced = (joined([getattr(one, name) for one in seen]) for name in ("a", "b", "forced"))
     margins = a.margins()
     error = None if a.scores is None or forced.scores is None else float(np.abs(forced.scores - a.scores).max())
@@ -184,7 +187,7 @@ def _layer(number: int, seen: Sequence[_Seen]) -> tuple[LayerSplit, list[Flip]]:
         None if margins is None else float(margins.min()),
         max((flip.margin for flip in flips if flip.own and flip.margin is not None), default=None),
     )
-    return found, flips
+    return found, flips, None if found.certified is None else safe
 
 
 def _run(name: str, agreement: LogitAgreement, largest: float) -> dict[str, Any]:
