@@ -17,6 +17,7 @@ from transformer_lab.model.axes import Shape
 from transformer_lab.model.limits import require_choice
 from transformer_lab.model.state import State
 from transformer_lab.model.tokens import Tokens
+from transformer_lab.router.every_expert import EveryExpert
 
 SCOPES = ("step", "piece", "sequence")
 
@@ -55,6 +56,10 @@ class MixtureOfExperts:
         if self.shared_gate and self.shared is None:
             message = "ffn.shared_gate is true, and there is no ffn.shared to be gated."
             raise ConfigurationError(message)
+        if self.capacity is not None and isinstance(self.router, EveryExpert):
+            kind = type(self.router).__name__
+            message = f"ffn.capacity is for routers that choose k experts; {kind} has a rule of its own."
+            raise ConfigurationError(message)
         self.router.slots(self.experts.count)
 
     @property
@@ -63,6 +68,11 @@ class MixtureOfExperts:
         absent = [] if self.drops else ["router.kept"]
         absent += ["shared.out"] if self.shared is None else []
         return tuple(name for name in names if name not in absent)
+
+    @property
+    def causal(self) -> bool:
+        """Whether what comes of a token hangs on nothing behind it, at a given length."""
+        return self.router.causal and (self.capacity is None or self.capacity.causal)
 
     @property
     def drops(self) -> bool:

@@ -1,4 +1,6 @@
-"""`job=inspect`: what a model folder or a .safetensors file holds, from its headers. Needs no backend and no memory."""
+"""`job=inspect`: what a model folder, a .safetensors or a .gguf file holds, from its headers. Needs no backend and no
+memory.
+"""
 
 import json
 import sys

@@ -29,7 +29,7 @@ def print_routing(report: Mapping[str, Any], console: Console) -> None:
         margins = layer["margins"] or {}
         table.add_row(
             str(layer["layer"]),
-            f"{layer['slots']} of {layer['experts']}",
+            f"{layer['experts_per_token']:.3g} of {layer['experts']}",
             _number(layer["max_over_mean"]),
             _number(layer["load_entropy"]),
             str(len(layer["dead"])),

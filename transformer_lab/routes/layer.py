@@ -101,11 +101,14 @@ class Layer:
             return None
         return np.asarray(self.ffn.router.selection(self._ops, logits, self._state))
 
-    def chosen(self, token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """What this router chooses by these logits: token_ids [B, T], logits [B, T, E] -> [B, T, k]."""
+    def wanted(self, token_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """What this router asks for by these logits: token_ids [B, T], logits [B, T, E] -> booleans [B, T, E]."""
+        router, wide = self.ffn.router, np.asarray(logits, np.float64)
         tokens = tokens_of(self._ops, token_ids, np.zeros(len(token_ids), np.int64), None)
-        wide = np.asarray(logits, np.float64)
-        return np.asarray(self.ffn.router.choose(self._ops, self._router, wide, self._state, tokens))
+        ids = np.asarray(router.choose(self._ops, self._router, wide, self._state, tokens))
+        kept = router.kept(self._ops, wide, ids, self._state, tokens)
+        chosen = ids[..., None] == np.arange(logits.shape[-1])
+        return np.any(chosen if kept is None else chosen & np.asarray(kept)[..., None], axis=-2)
 
 
 def mixtures(config: ModelConfig) -> dict[int, MixtureOfExperts]:

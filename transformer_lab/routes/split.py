@@ -139,8 +139,8 @@ def _routes(taps: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, n
 
 @dataclass(frozen=True)
 class _Seen:
-    """One layer and one text. a, b: the routes; forced: b's where all went a's way; would: the experts it would have
-    chosen there, [N, k]."""
+    """One layer and one text. a, b: the routes; forced: b's where all went a's way; would: the experts that b's router
+    asks for there, booleans [N, E]."""
 
     a: Routes
     b: Routes
@@ -149,7 +149,7 @@ class _Seen:
 
 
 def _seen(ours: Layer, theirs: Layer, ids: np.ndarray, of_a: Any, of_b: Any, forced: Any) -> _Seen:
-    would = theirs.chosen(ids, forced[theirs.prefix + "router.logits"])
+    would = theirs.wanted(ids, forced[theirs.prefix + "router.logits"])
     return _Seen(ours.routes(of_a), theirs.routes(of_b), theirs.routes(forced), would.reshape(-1, would.shape[-1]))
 
 
@@ -159,7 +159,7 @@ def _layer(number: int, seen: Sequence[_Seen]) -> tuple[LayerSplit, list[Flip], 
     margins = a.margins()
     error = None if a.scores is None or forced.scores is None else float(np.abs(forced.scores - a.scores).max())
     safe = np.zeros(len(a.ids), bool) if margins is None or error is None else margins > 2.0 * error
-    own = np.any(np.sort(np.concatenate([one.would for one in seen])) != np.sort(a.ids), axis=-1)
+    own = np.any(np.concatenate([one.would for one in seen]) != a.used(a.asked), axis=-1)
     before, after = a.used(a.kept), b.used(b.kept)
     flipped = np.any(before != after, axis=-1)
     reordered = ~flipped & np.any(a.ids != b.ids, axis=-1)

@@ -18,6 +18,8 @@ class LayerStatistics:
     """asked [E]: tokens that the router gives to each expert. load [E]: those that it takes; fewer, where there is a
     capacity. Their sum is the number of slots that are used. importance [E]: the mean probability.
 
+    experts_per_token: that the router asks for, in the mean.
+
     max_over_mean, max_violation (that less 1), load_entropy (from 0 to 1), dead (numbers of experts) and balance_loss
     (1 where all are used alike, Fedus et al. 2021, arXiv 2101.03961) are those of `asked`: a capacity would hide what
     the router does. dropped_slots: of those asked for; dropped_tokens: that have no expert left.
@@ -31,6 +33,7 @@ class LayerStatistics:
     experts: int
     slots: int
     tokens: int
+    experts_per_token: float
     asked: list[int]
     load: list[int]
     importance: list[float]
@@ -69,6 +72,7 @@ def statistics(routes: Routes, layer: int = 0, classes: Sequence[str] | None = N
         experts=routes.experts,
         slots=routes.ids.shape[-1],
         tokens=len(routes.ids),
+        experts_per_token=_share(routes.asked.sum(), len(routes.ids)),
         asked=asked.tolist(),
         load=load.tolist(),
         importance=importance.tolist(),
