@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
     from transformer_lab.generation.continuation import Generation
     from transformer_lab.language_model import LanguageModel, load_model
+    from transformer_lab.language_model.upcycling import upcycled
     from transformer_lab.routes.split import routing_split
     from transformer_lab.routes.study import routing
     from transformer_lab.sources import load_tokenizer
@@ -35,6 +36,7 @@ _HOME = {
     "routing": "transformer_lab.routes.study",
     "routing_split": "transformer_lab.routes.split",
     "train_tokenizer": "transformer_lab.tokenizers",
+    "upcycled": "transformer_lab.language_model.upcycling",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "routing",
     "routing_split",
     "train_tokenizer",
+    "upcycled",
 ]
 
 

@@ -9,7 +9,9 @@ from tolerances import MEASURE
 
 import transformer_lab as lab
 from transformer_lab.ffn.capacity import Capacity
+from transformer_lab.router.expert_choice import ExpertChoice
 from transformer_lab.router.olmoe import OLMoE
+from transformer_lab.router.remoe import ReMoE
 
 TEXTS = [ids(24, seed).tolist() for seed in range(3)]
 MADE = weights(layers=3)
@@ -120,6 +122,18 @@ def test_dropped_slots_are_part_of_the_route():
     found = lab.routing_split(a, b, TEXTS).to_dict()
     assert found["runs"][0]["max_abs"] > 1e-3 and found["runs"][2]["max_abs"] < 1e-12
     assert found["layers"][0]["flips"] > 0
+
+
+@pytest.mark.parametrize("router", [ReMoE(), ExpertChoice(2.0)], ids=["remoe", "expert choice"])
+def test_a_route_that_is_no_choice_of_k(router):
+    """Which slots are used is the route, then: it is forced, and what is left is nothing."""
+    made = weights(replace(mixture(), router=router), layers=2)
+    a, b = (built(precision="float64", made=one) for one in (made, noisy("blocks.0.ffn.router.gate", 0.2, made)))
+    found = lab.routing_split(a, b, TEXTS).to_dict()
+    assert found["runs"][0]["max_abs"] > 1e-3 and found["runs"][2]["max_abs"] < 1e-12
+    first, second = found["layers"]
+    assert first["flips"] == first["own"] > 0 and second["own"] == 0
+    assert found["certified"] is None and first["certified"] is None
 
 
 def test_models_of_which_one_cannot_go_the_other_s_way():

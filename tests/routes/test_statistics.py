@@ -14,7 +14,10 @@ import transformer_lab as lab
 from transformer_lab.balancer.sign_bias import SignBias
 from transformer_lab.config import component
 from transformer_lab.ffn.capacity import Capacity
+from transformer_lab.router.expert_choice import ExpertChoice
+from transformer_lab.router.hash import Hash
 from transformer_lab.router.mixtral import Mixtral
+from transformer_lab.router.remoe import ReMoE
 from transformer_lab.routes.layer import Layer, Routes, joined, mixtures
 from transformer_lab.routes.load import max_over_mean, normalised_entropy
 from transformer_lab.routes.statistics import statistics
@@ -111,6 +114,22 @@ def test_a_router_that_does_not_choose_by_scores_has_no_margins():
     assert routes.margins() is None and statistics(routes).margins is None
     _, _, routes = recorded(mixture(experts=2, k=2))
     assert routes.margins() is None  # nothing is left that could have been chosen
+
+
+@pytest.mark.parametrize("router", [ReMoE(), ExpertChoice(2.0), Hash(2, 6)], ids=["remoe", "expert choice", "hash"])
+def test_routers_without_scores_or_a_fixed_number_of_experts(router):
+    """What a router leaves empty was not asked for, so nothing is dropped; and nothing is said of margins."""
+    model, _, routes = recorded(replace(mixture(), router=router), layer=0)
+    found = statistics(routes)
+    kept = routes.kept.sum()
+    assert found.margins is None and found.dropped_slots == found.dropped_tokens == 0.0
+    assert found.asked == found.load and sum(found.load) == kept
+    assert found.experts_per_token == pytest.approx(kept / 23)
+    if isinstance(router, ExpertChoice):
+        assert found.load == [8] * 6  # ceil(2 * 23 / 6), every expert the same
+    if isinstance(router, Hash):
+        assert found.experts_per_token == 2.0
+    assert lab.routing(model, ids(23)).layers[0]["load"] != []
 
 
 def test_padding_never_counts():

@@ -33,10 +33,6 @@ class Capacity:
         require_choice("ffn.capacity.scope", self.scope, SCOPES)
 
     @property
-    def causal(self) -> bool:
-        return self.order == "token"
-
-    @property
     def causality(self) -> str:
         """In words, whether the experts of a token hang on what is behind it."""
         if self.order != "token":

@@ -70,9 +70,13 @@ class MixtureOfExperts:
         return tuple(name for name in names if name not in absent)
 
     @property
-    def causal(self) -> bool:
-        """Whether what comes of a token hangs on nothing behind it, at a given length."""
-        return self.router.causal and (self.capacity is None or self.capacity.causal)
+    def same_in_pieces(self) -> bool:
+        """Whether what comes of a token hangs on it and its past alone (`model/causality.py`)."""
+        return self.router.causal and self.capacity is None
+
+    @property
+    def same_in_batches(self) -> bool:
+        return self.capacity is None or self.capacity.scope == "sequence"
 
     @property
     def drops(self) -> bool:
@@ -89,6 +93,11 @@ class MixtureOfExperts:
             parts["balancer"] = {name: State(shape) for name, shape in self.balancer.states(count).items()}
         shapes = {f"{part}.{name}": shape for part, own in parts.items() for name, shape in own.items()}
         return shapes | ({"shared_gate": (hidden_size, 1)} if self.shared_gate else {})
+
+    def idle(self, hidden_size: int) -> int:
+        """How many numbers of its experts a token does not use; a router without a fixed k counts with its most."""
+        experts = sum(math.prod(shape) for shape in self.experts.shapes(hidden_size).values())
+        return experts - experts // self.experts.count * self.router.slots(self.experts.count)
 
     def __call__(self, ops: Any, params: Any, x: Any, tap: Callable[[str, Any], Any], tokens: Tokens) -> Any:
         """x [B, T, D] -> [B, T, D].

@@ -17,12 +17,12 @@ from transformer_lab.model.tokens import Tokens
 
 @dataclass(frozen=True)
 class SoftMixture:
-    """logits = x Phi [B, T, E S]; dispatch = softmax over tokens, combine = softmax over slots; y = combine f(dispatch^T
-    x) (equations 1 to 3). experts: an `Experts`. slots: S. Padding gives nothing to any slot."""
+    """logits = x Phi [B, T, E S]; dispatch = softmax over tokens, combine = softmax over slots; y = combine
+    f(dispatch^T x), equations 1 to 3. experts: an `Experts`. slots: S. Padding gives nothing to any slot.
+    """
 
     sees_tokens: ClassVar[bool] = True
-    causal: ClassVar[bool] = False
-    decoding: ClassVar[str | None] = "slots are filled from the piece of text that is fed, and from nothing before it"
+    same_in_pieces: ClassVar[bool] = False  # slots are filled from what is fed, and from nothing before it
     taps: ClassVar[tuple[str, ...]] = ("router.logits", "router.dispatch", "router.combine", "experts.out")
 
     experts: Any

@@ -1,7 +1,7 @@
-"""Hash layers (Roller et al. 2021, arXiv 2106.04426): the experts of a token follow from its id, and nothing is learned.
+"""Hash layers (Roller et al. 2021, arXiv 2106.04426): a token's experts follow from its id, and nothing is learned.
 
-The hash is one of a universal family (Carter and Wegman 1979), ((a id + b) mod p) mod E; each further slot takes one of
-the experts that are left. All numbers stay below 2^31, so that it is the same on every backend.
+The hash is one of a universal family (Carter and Wegman 1979), ((a id + b) mod p) mod E; each further slot takes one
+of the experts that are left. All numbers stay below 2^31, so that it is the same on every backend.
 """
 
 from dataclasses import dataclass
