@@ -88,7 +88,7 @@ def test_what_is_certified_does_not_flip_by_itself(size):
     assert not any(flip["own"] and flip["certified"] for flip in found["flips"])
     assert all(flip["margin"] <= 2 * found["layers"][flip["layer"]]["error"] for flip in found["flips"] if flip["own"])
     share = [row["certified"] for row in found["layers"]]
-    assert sum(share) - 2 <= found["certified"] <= min(share)
+    assert sum(share) - 2 - MEASURE <= found["certified"] <= min(share)
     if size == 1e-3:
         assert min(share) > 0.8
     if size == 5e-2:
