@@ -82,14 +82,17 @@ class LanguageModel:
         ids = checked_ids(token_ids, self.config.vocab_size, 2, self.config.context_length + 1)
         return self._passes.losses(self.params, ids)
 
-    def record(self, token_ids: Any, names: str | Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def record(
+        self, token_ids: Any, names: str | Sequence[str] | None = None, patches: Mapping[str, Any] | None = None
+    ) -> dict[str, np.ndarray]:
         """{tap name: NumPy array} of one uncached pass over token_ids [T] or [B, T]; see `model.decoder` for the taps.
 
-        names: the taps to keep, or one; None is all that the bound operations show. Raises ConfigurationError for an
-        unknown name, and for one that lies inside a fused operation.
+        names: the taps to keep, or one; None is all that the bound operations show. patches: {tap name: array of its
+        shape}, what takes the place of its value from there on, such as a route that was recorded. Raises
+        ConfigurationError for an unknown name, for one inside a fused operation, and for another shape.
         """
         ids = checked_ids(token_ids, self.config.vocab_size, 1, self.config.context_length)
-        return self._passes.taps(self.params, ids, names)
+        return self._passes.taps(self.params, ids, names, patches)
 
     # --- text -------------------------------------------------------------------------------------------------------
 
