@@ -20,8 +20,8 @@ def not_in_pieces(config: ModelConfig) -> str | None:
         return None
     where = f"{_named(found[0])} in {len(found)} of {config.num_layers} layers"
     return (
-        f"Experts are given out among the tokens of one pass ({where}), so that a text that is fed token by token, as in "
-        "generation, is another computation."
+        f"Experts are given out among the tokens of one pass ({where}), so that a text that is fed token by token, as "
+        "in generation, is another computation."
     )
 
 
