@@ -7,7 +7,7 @@ import numpy as np
 
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import shapes
-from transformer_lab.model.state import is_state
+from transformer_lab.model.state import State
 
 _INTO_THE_STREAM = ("attn.out.kernel", "ffn.down.kernel", "experts.down.kernel", "shared.down.kernel")
 
@@ -21,7 +21,9 @@ def initialise(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, np.nda
     generator = np.random.default_rng(seed)
     residual = 0.02 / math.sqrt(2 * config.num_layers)
     for name, shape in shapes(config).items():
-        if is_state(shape) or name.endswith((".bias", ".offset")):
+        if isinstance(shape, State):
+            yield name, shape.begin()
+        elif name.endswith((".bias", ".offset")):
             yield name, np.zeros(shape, np.float32)
         elif name.endswith(".weight"):
             yield name, np.ones(shape, np.float32)
