@@ -138,7 +138,7 @@ class TrainingStep:
     def _noise(self, step: int, shape: tuple[int, ...]) -> dict[int, np.ndarray]:
         """Of each layer whose router wants some, float32 [A, B, T, E]; it hangs on nothing but seed, step and shape."""
         draw = np.random.default_rng([self.noise_seed, step])
-        kinds = {"normal": draw.standard_normal, "uniform": draw.random}
+        kinds: dict[str, Callable[..., Any]] = {"normal": draw.standard_normal, "uniform": draw.random}
         return {
             layer: kinds[ffn.router.noise]((*shape, ffn.experts.count), np.float32)
             for layer, ffn in self._noisy.items()
@@ -223,21 +223,21 @@ def make_step(ops: Any, config: ModelConfig, optimizer: AdamW) -> Callable[..., 
         rates: Any,
         noise: Mapping[int, Any] = MappingProxyType({}),
     ) -> Any:
-        def of_piece(index: Any) -> tuple[Any, ...]:
+        def of_piece(index: Any, of_step: Mapping[str, Any]) -> Any:
             drawn = {layer: array[index] for layer, array in noise.items()}
-            return params, states, constants, ids[index], weights[index], drawn
+            return params, states, constants, ids[index], weights[index], drawn, of_step
 
         of_step: dict[str, Any] = {}
         if whole_step and ids.shape[0] > 1:  # how all pieces use the experts has to be known before the first gradient
 
             def loads(index: Any) -> Any:
-                _, found = loss_of(*of_piece(index), of_step={})
+                _, found = loss_of(*of_piece(index, {}))
                 return {layer: own["load"] for layer, own in found["told"].items()}
 
             of_step = summed(ops, loads, ids.shape[0])
 
         def piece(index: Any) -> Any:
-            found, gradients = loss_and_gradients(*of_piece(index), of_step)
+            found, gradients = loss_and_gradients(*of_piece(index, of_step))
             if talking:
                 return {"gradients": gradients} | found[1]
             return {"gradients": gradients, "loss": found, "told": {}}
