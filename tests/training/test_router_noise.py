@@ -205,8 +205,8 @@ def test_one_expert_with_a_weight_of_its_own_is_trained():
 def test_the_job_refuses_too(tmp_path, capsys):
     from transformer_lab.cli import main
 
-    (tmp_path / "text.txt").write_text("Once upon a time. " * 50, encoding="utf-8")
-    words = ["job=train", "model.weights=random", "ffn=moe", "router=mixtral", "backend=torch"]
+    (tmp_path / "text.txt").write_text("Once upon a time.\n<|endoftext|>\n" * 3000, encoding="utf-8")
+    words = ["job=train", "model.weights=random", "ffn=moe", "backend=torch", "job.steps=1"]
     words += [f"data.path={tmp_path}/text.txt", f"hydra.run.dir={tmp_path}/run"]
     assert main([*words, "ffn.router.k=1"]) == 2
     assert "would learn nothing" in capsys.readouterr().err

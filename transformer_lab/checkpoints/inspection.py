@@ -32,6 +32,7 @@ from transformer_lab.checkpoints.weight_files import (
     weight_files,
 )
 from transformer_lab.errors import InputFileError, LabError
+from transformer_lab.model.parameters import active
 from transformer_lab.paths import expanded
 
 TOKENIZER_FILES = (
@@ -71,6 +72,7 @@ class Inspection:
     loads: bool
     problems: tuple[str, ...]
     total_parameters: int  # elements of all tensors that are not buffers
+    active_parameters: int | None  # those that one token uses, of a model that loads
     total_bytes: int
     parameters_by_dtype: dict[str, int]
     tokenizer_files: tuple[str, ...]
@@ -108,7 +110,7 @@ def inspect_folder(path: str | Path, adapter: Path | None = None) -> Inspection:
     generation: dict[str, Any] | None = None
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
-    parameters = set()
+    parameters, used = set(), None
     try:
         tensors = read_headers(path)
         metadata = read_header(weight_files(path)[0]).metadata
@@ -124,10 +126,11 @@ def inspect_folder(path: str | Path, adapter: Path | None = None) -> Inspection:
         generation = None if (found := read_original(path).generation) is None else dict(found)
         if not problems:
             require_loadable(path, config, adapter)
+            used = active(config)
     except LabError as error:
         problems.append(str(error))
     tokenizer = tuple(name for name in TOKENIZER_FILES if is_there(path / name))
-    return _inspection(path, adapter, fields, generation, tokenizer, problems, tensors, parameters, metadata)
+    return _inspection(path, adapter, fields, generation, tokenizer, problems, tensors, parameters, metadata, used)
 
 
 def _inspect_gguf(path: Path) -> Inspection:
@@ -136,6 +139,7 @@ def _inspect_gguf(path: Path) -> Inspection:
     problems: list[str] = []
     fields: dict[str, Any] = {}
     tokenizer: tuple[str, ...] = ()
+    used = None
     try:
         architecture, family, found = read_fields(Header(file))
         fields = {"model_type": architecture.family} | found.values
@@ -153,6 +157,7 @@ def _inspect_gguf(path: Path) -> Inspection:
         loads=not problems,
         problems=tuple(problems),
         total_parameters=counts.total(),
+        active_parameters=used,
         total_bytes=sum(tensor.size for tensor in file.tensors.values()),
         parameters_by_dtype=dict(counts),
         tokenizer_files=tokenizer,
@@ -176,6 +181,7 @@ def _inspection(
     tensors: dict[str, Tensor],
     parameters: set[str],
     metadata: dict[str, str],
+    used: int | None = None,
 ) -> Inspection:
     counts: Counter[str] = Counter()
     for name in parameters:
@@ -188,6 +194,7 @@ def _inspection(
         loads=not problems,
         problems=tuple(dict.fromkeys(problems)),
         total_parameters=counts.total(),
+        active_parameters=used,
         total_bytes=sum(tensor.size for tensor in tensors.values()),
         parameters_by_dtype=dict(counts),
         tokenizer_files=tokenizer,

@@ -15,8 +15,10 @@ from transformer_lab.ffn.dispatch import dispatched
 from transformer_lab.ffn.losses import balance, counted, used, z_loss
 from transformer_lab.model.axes import Shape
 from transformer_lab.model.limits import require_choice
+from transformer_lab.model.outside_part import OutsidePart
 from transformer_lab.model.state import State
 from transformer_lab.model.tokens import Tokens
+from transformer_lab.router.every_expert import EveryExpert
 
 SCOPES = ("step", "piece", "sequence")
 
@@ -55,7 +57,12 @@ class MixtureOfExperts:
         if self.shared_gate and self.shared is None:
             message = "ffn.shared_gate is true, and there is no ffn.shared to be gated."
             raise ConfigurationError(message)
-        self.router.slots(self.experts.count)
+        if self.capacity is not None and isinstance(self.router, EveryExpert):
+            kind = type(self.router).__name__
+            message = f"ffn.capacity is for routers that choose k experts; {kind} has a rule of its own."
+            raise ConfigurationError(message)
+        if not isinstance(self.router, OutsidePart):  # which gives way to another before it is asked for anything
+            self.router.slots(self.experts.count)
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -63,6 +70,15 @@ class MixtureOfExperts:
         absent = [] if self.drops else ["router.kept"]
         absent += ["shared.out"] if self.shared is None else []
         return tuple(name for name in names if name not in absent)
+
+    @property
+    def same_in_pieces(self) -> bool:
+        """Whether what comes of a token hangs on it and its past alone (`model/causality.py`)."""
+        return self.router.causal and self.capacity is None
+
+    @property
+    def same_in_batches(self) -> bool:
+        return self.capacity is None or self.capacity.scope == "sequence"
 
     @property
     def drops(self) -> bool:
@@ -79,6 +95,11 @@ class MixtureOfExperts:
             parts["balancer"] = {name: State(shape) for name, shape in self.balancer.states(count).items()}
         shapes = {f"{part}.{name}": shape for part, own in parts.items() for name, shape in own.items()}
         return shapes | ({"shared_gate": (hidden_size, 1)} if self.shared_gate else {})
+
+    def idle(self, hidden_size: int) -> int:
+        """How many numbers of its experts a token does not use; a router without a fixed k counts with its most."""
+        experts = sum(math.prod(shape) for shape in self.experts.shapes(hidden_size).values())
+        return experts - experts // self.experts.count * self.router.slots(self.experts.count)
 
     def __call__(self, ops: Any, params: Any, x: Any, tap: Callable[[str, Any], Any], tokens: Tokens) -> Any:
         """x [B, T, D] -> [B, T, D].

@@ -9,6 +9,8 @@ from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import shapes
 from transformer_lab.model.state import State
 
+_INTO_THE_STREAM = ("attn.out.kernel", "ffn.down.kernel", "experts.down.kernel", "shared.down.kernel")
+
 
 def initialise(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
     """(dotted name, float32 array) for every parameter, one at a time.
@@ -26,7 +28,7 @@ def initialise(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, np.nda
         elif name.endswith(".weight"):
             yield name, np.ones(shape, np.float32)
         else:
-            deviation = residual if name.endswith(("attn.out.kernel", "ffn.down.kernel")) else 0.02
+            deviation = residual if name.endswith(_INTO_THE_STREAM) else 0.02
             array = generator.standard_normal(shape, np.float32)
             array *= deviation
             yield name, array

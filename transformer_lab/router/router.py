@@ -52,8 +52,12 @@ class Router:
 
     def choose(self, ops: Any, params: Any, logits: Any, state: Any, tokens: Any) -> Any:
         """logits [B, T, E] -> the numbers of the experts, whole numbers [B, T, k], the best first."""
+        return ops.top_k(self.selection(ops, logits, state), self.k)[1]
+
+    def selection(self, ops: Any, logits: Any, state: Any) -> Any:
+        """[B, T, E], of which a token takes the k largest."""
         bias = state.get("bias")
-        return ops.top_k(logits if bias is None else self.scores(ops, logits) + bias, self.k)[1]
+        return logits if bias is None else self.scores(ops, logits) + bias
 
     def weigh(self, ops: Any, params: Any, logits: Any, ids: Any) -> Any:
         """The weights [B, T, k] of the experts `ids` [B, T, k]."""

@@ -138,7 +138,7 @@ class TrainingStep:
     def _noise(self, step: int, shape: tuple[int, ...]) -> dict[int, np.ndarray]:
         """Of each layer whose router wants some, float32 [A, B, T, E]; it hangs on nothing but seed, step and shape."""
         draw = np.random.default_rng([self.noise_seed, step])
-        kinds: dict[str, Any] = {"normal": draw.standard_normal, "uniform": draw.random}
+        kinds: dict[str, Callable[..., Any]] = {"normal": draw.standard_normal, "uniform": draw.random}
         return {
             layer: kinds[ffn.router.noise]((*shape, ffn.experts.count), np.float32)
             for layer, ffn in self._noisy.items()

@@ -42,8 +42,12 @@ class _OwnNames:
     """Our names as they are."""
 
     embedding, head_kernel = "embed.token", "head.kernel"
+    fused: Mapping[str, tuple[str, ...]] = {}
 
     def in_file(self, name: str, prefix: str) -> str:
+        return name
+
+    def in_model(self, name: str, prefix: str) -> str:
         return name
 
     def stored(self, config: ModelConfig) -> dict[str, Stored]:
