@@ -44,7 +44,7 @@ def config(router, other=None):
 def begun(backend, config, precision="float64", seed=0):
     ops = component("backend", backend, precision=precision)
     arrays = {
-        name: (array * (20.0 if ".router." in name else 1.0)).astype(np.float64 if precision == "float64" else "f4")
+        name: (array * (20.0 if name.endswith(".gate") else 1.0)).astype(np.float64 if precision == "float64" else "f4")
         for name, array in initialise(config, 0)
     }
     return TrainingStep(ops, config, arrays, AdamW(), noise_seed=seed)
