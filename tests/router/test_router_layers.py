@@ -331,9 +331,9 @@ QUICK = ("deepseek_v3", "table")  # exact programs take long to compile
 
 
 def model(title, backend):
-    layer = replace(ROUTERS[title], experts=replace(ROUTERS[title].experts, count=4))
-    if title == "deepseek_v3":
-        layer = replace(layer, router=replace(layer.router, k=2, n_groups=2, top_groups=1))
+    layer = ROUTERS[title]
+    router = DeepSeekV3(2, n_groups=2, top_groups=1, scale=2.5) if title == "deepseek_v3" else layer.router
+    layer = replace(layer, router=router, experts=replace(layer.experts, count=4))
     config = small_model(VOCAB, 10, D, 1, 2, layer)
     draw = np.random.default_rng(2)
     arrays = {name: array + draw.standard_normal(array.shape, np.float32) * 0.3 for name, array in initialise(config)}
