@@ -74,6 +74,7 @@ CASES = {
         {"head_dim": 8, "sliding_window": 9, "layer_types": [SLIDING, FULL], "final_logit_softcapping": 20.0},
     ),
     "phi": ("Phi", {}),
+    "phi with norms of heads": ("Phi", {"qk_layernorm": True}),
     "phi, grouped, all of a head": ("Phi", rope(partial_rotary_factor=1.0)),
     "phi3": ("Phi3", {"original_max_position_embeddings": 48}),
     "phi3 with a window": ("Phi3", {"original_max_position_embeddings": 48, "sliding_window": 6}),
@@ -96,6 +97,7 @@ CASES = {
     "starcoder2": ("Starcoder2", {"sliding_window": 6}),
     "starcoder2 without biases": ("Starcoder2", {"use_bias": False, "tie_word_embeddings": False}),
     "stablelm": ("StableLm", {}),
+    "stablelm with a norm of each head": ("StableLm", {"qk_layernorm": True}),
     "stablelm in parallel": ("StableLm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     "smollm3": ("SmolLM3", FOUR | {"no_rope_layer_interval": 2}),
     "smollm3 with windows by their kinds": (
@@ -114,6 +116,15 @@ CASES = {
         },
     ),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
+    "cohere with a norm of each head": ("Cohere", {"logit_scale": 0.25, "use_qk_norm": True}),
+    "falcon": ("Falcon", {}),
+    "falcon, each head with a key of its own": ("Falcon", {"multi_query": False, "bias": True}),
+    "falcon, two norms, grouped": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon, two norms, each head with a key of its own": ("Falcon", {"new_decoder_architecture": True}),
+    "falcon, one norm, grouped": (
+        "Falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "ffn_hidden_size": 40},
+    ),
     "opt": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "opt without biases": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32, "enable_bias": False}),
     "bloom": ("Bloom", {"n_layer": 2, "n_head": 4, "seq_length": 48}),
@@ -126,7 +137,7 @@ def save_family(title, folder, seed=0):
     kind, changes = CASES[title]
     config = getattr(transformers, f"{kind}Config")
     usual = {} if kind in ("GPTJ", "GPTBigCode") else SIZES
-    if kind in ("GPTNeo", "Bloom", "GPTNeoX", "OPT"):
+    if kind in ("GPTNeo", "Bloom", "GPTNeoX", "OPT", "Falcon"):
         usual = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
     config = config(**{"initializer_range": 0.2} | usual | changes)
     config._attn_implementation = "eager"
@@ -134,8 +145,8 @@ def save_family(title, folder, seed=0):
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms start as zeros and ones, which would hide a mistake
-            scale = 0.2 if parameter.ndim == 1 else 0.0
+        for name, parameter in model.named_parameters():  # biases and norms start at 0 and 1, which hides mistakes
+            scale = 0.2 if parameter.ndim == 1 or "norm" in name else 0.0
             parameter.add_(torch.randn(parameter.shape, generator=draw) * scale)
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()

@@ -26,9 +26,9 @@ class SoftmaxAttention:
     `in_attention` (`position/`), or None. qkv_bias, out_bias: whether the projections add one. scale: of the scores,
     1 / sqrt(N) if not given. window: how many keys a query sees, its own included (Beltagy et al. 2020, arXiv
     2004.05150); None is all. norm: a part (`norm/`) for queries and keys before they are turned (Henry et al. 2020,
-    arXiv 2010.04245), over each head, or with norm_over="all_heads" over all of them at once. cap: scores become
-    cap * tanh(score / cap) (Gemma Team 2024, arXiv 2408.00118). sinks: each head learns a score that is attended to and
-    gives nothing (OpenAI 2025, arXiv 2508.10925).
+    arXiv 2010.04245), over each "head" with weights that all heads share, over "each_head" with weights of its own, or
+    over "all_heads" at once, as norm_over says. cap: scores become cap * tanh(score / cap) (Gemma Team 2024, arXiv
+    2408.00118). sinks: each head learns a score that is attended to and gives nothing (OpenAI 2025, arXiv 2508.10925).
     """
 
     taps: ClassVar[tuple[str, ...]] = ("q", "k", "v", "scores", "pattern", "out")
@@ -62,7 +62,7 @@ class SoftmaxAttention:
             require_whole("attention.window", self.window, LIMITS["context_length"])
         if self.cap is not None:
             require_positive("attention.cap", self.cap)
-        require_choice("attention.norm_over", self.norm_over, ("head", "all_heads"))
+        require_choice("attention.norm_over", self.norm_over, ("head", "each_head", "all_heads"))
         if self.position is not None and not hasattr(self.position, "in_attention"):
             message = f"attention.position is {shown(self.position)}; it must be a part, such as Rotary()."
             raise ConfigurationError(message)
@@ -93,13 +93,15 @@ class SoftmaxAttention:
         shapes |= {"qkv.bias": (qkv,)} if self.qkv_bias else {}
         shapes |= {"out.bias": (embed,)} if self.out_bias else {}
         if self.norm is not None:
-            one = self.norm_over == "head"
-            for name, size in (
-                ("q_norm", self.head_size if one else heads),
-                ("k_norm", self.head_size if one else keys),
-            ):
-                shapes |= {f"{name}.{part}": shape for part, shape in self.norm.shapes(size).items()}
+            for name, count in (("q_norm", self.num_heads), ("k_norm", self.num_kv_heads)):
+                shapes |= {f"{name}.{part}": shape for part, shape in self._norm_shapes(count).items()}
         return shapes | ({"sinks": (Axis(self.num_heads, "heads"),)} if self.sinks else {})
+
+    def _norm_shapes(self, heads: int) -> dict[str, Shape]:
+        """The parameters of a norm of so many heads. With norm_over="each_head" those of each lie beside each other."""
+        size = self.head_size * (heads if self.norm_over == "all_heads" else 1)
+        times = heads if self.norm_over == "each_head" else 1
+        return {name: (times * first, *rest) for name, (first, *rest) in self.norm.shapes(size).items()}
 
     def __call__(
         self, ops: Any, params: Any, x: Any, tokens: Tokens, cache: Any, tap: Callable[[str, Any], Any]
@@ -132,5 +134,10 @@ class SoftmaxAttention:
         """The norm of queries or keys, x [B, T, heads, N]."""
         if self.norm_over == "head":
             return self.norm(ops, params, x)
+        if self.norm_over == "each_head":
+            heads = x.shape[2]
+            all_own = {name: ops.xp.reshape(every, (heads, -1, *every.shape[1:])) for name, every in params.items()}
+            own = [{name: every[head, ...] for name, every in all_own.items()} for head in range(heads)]
+            return ops.xp.stack([self.norm(ops, own[head], x[:, :, head, :]) for head in range(heads)], axis=2)
         rows = ops.xp.reshape(x, (*x.shape[:2], -1))
         return ops.xp.reshape(self.norm(ops, params, rows), x.shape)
