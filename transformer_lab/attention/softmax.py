@@ -28,7 +28,9 @@ class SoftmaxAttention:
     2004.05150); None is all. norm: a part (`norm/`) for queries and keys before they are turned (Henry et al. 2020,
     arXiv 2010.04245), over each "head" with weights that all heads share, over "each_head" with weights of its own, or
     over "all_heads" at once, as norm_over says. cap: scores become cap * tanh(score / cap) (Gemma Team 2024, arXiv
-    2408.00118). sinks: each head learns a score that is attended to and gives nothing (OpenAI 2025, arXiv 2508.10925).
+    2408.00118). clip: queries, keys and values are clipped to it on both sides before they are turned (Groeneveld et
+    al. 2024, arXiv 2402.00838). sinks: each head learns a score that is attended to and gives nothing (OpenAI 2025,
+    arXiv 2508.10925).
     """
 
     taps: ClassVar[tuple[str, ...]] = ("q", "k", "v", "scores", "pattern", "out")
@@ -44,6 +46,7 @@ class SoftmaxAttention:
     norm: Any = None
     norm_over: str = "head"
     cap: float | None = None
+    clip: float | None = None
     sinks: bool = False
 
     def __post_init__(self) -> None:
@@ -60,8 +63,9 @@ class SoftmaxAttention:
         require_positive("attention.scale", self.scale)
         if self.window is not None:
             require_whole("attention.window", self.window, LIMITS["context_length"])
-        if self.cap is not None:
-            require_positive("attention.cap", self.cap)
+        for name in ("cap", "clip"):
+            if getattr(self, name) is not None:
+                require_positive(f"attention.{name}", getattr(self, name))
         require_choice("attention.norm_over", self.norm_over, ("head", "each_head", "all_heads"))
         if self.position is not None and not hasattr(self.position, "in_attention"):
             message = f"attention.position is {shown(self.position)}; it must be a part, such as Rotary()."
@@ -98,10 +102,10 @@ class SoftmaxAttention:
         return shapes | ({"sinks": (Axis(self.num_heads, "heads"),)} if self.sinks else {})
 
     def _norm_shapes(self, heads: int) -> dict[str, Shape]:
-        """The parameters of a norm of so many heads. With norm_over="each_head" those of each lie beside each other."""
-        size = self.head_size * (heads if self.norm_over == "all_heads" else 1)
-        times = heads if self.norm_over == "each_head" else 1
-        return {name: (times * first, *rest) for name, (first, *rest) in self.norm.shapes(size).items()}
+        """The parameters of a norm of so many heads."""
+        shapes = self.norm.shapes(self.head_size * (heads if self.norm_over == "all_heads" else 1))
+        each = (heads,) if self.norm_over == "each_head" else ()
+        return {name: (*each, *shape) for name, shape in shapes.items()}
 
     def __call__(
         self, ops: Any, params: Any, x: Any, tokens: Tokens, cache: Any, tap: Callable[[str, Any], Any]
@@ -116,6 +120,8 @@ class SoftmaxAttention:
             query = self._normal(ops, params.get("q_norm", {}), query)
             key = self._normal(ops, params.get("k_norm", {}), key)
             qkv = xp.concat([query, key, value], axis=2)
+        if self.clip is not None:
+            qkv = xp.clip(qkv, -self.clip, self.clip)
         qkv = xp.permute_dims(qkv, (0, 2, 1, 3))  # [B, H + 2 K, T, N]
         query, key, value = qkv[:, :heads, ...], qkv[:, heads:last, ...], qkv[:, last:, ...]
         if tokens.angles is not None:
@@ -135,9 +141,7 @@ class SoftmaxAttention:
         if self.norm_over == "head":
             return self.norm(ops, params, x)
         if self.norm_over == "each_head":
-            heads = x.shape[2]
-            all_own = {name: ops.xp.reshape(every, (heads, -1, *every.shape[1:])) for name, every in params.items()}
-            own = [{name: every[head, ...] for name, every in all_own.items()} for head in range(heads)]
-            return ops.xp.stack([self.norm(ops, own[head], x[:, :, head, :]) for head in range(heads)], axis=2)
+            own = [{name: every[head, ...] for name, every in params.items()} for head in range(x.shape[2])]
+            return ops.xp.stack([self.norm(ops, one, x[:, :, head, :]) for head, one in enumerate(own)], axis=2)
         rows = ops.xp.reshape(x, (*x.shape[:2], -1))
         return ops.xp.reshape(self.norm(ops, params, rows), x.shape)

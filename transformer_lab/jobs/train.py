@@ -337,7 +337,10 @@ def _values(report: Report) -> dict[str, Any]:
         "gradient_norm": report.gradient_norm,
         "learning_rate": report.learning_rate,
         "tokens_per_s": round(report.tokens_per_s, 1),
+        **report.routing,
     }
+    if report.loads:
+        values["loads"] = report.loads
     if report.evaluation is not None:
         values |= {"validation_loss": report.evaluation.loss, "bits_per_byte": report.evaluation.bits_per_byte}
     if report.sample is not None:
@@ -365,6 +368,8 @@ def _shown(run: TrainingRun, steps: int) -> Iterator[Callable[[Report], None]]:
 
     def line(report: Report) -> str:
         words = f"step {report.step:,}/{steps:,}  loss {report.loss:.4f}  {report.tokens_per_s:,.0f} tokens/s"
+        if report.routing:
+            words += f"  {_routing_in_words(report.routing)}"
         left = (time.monotonic() - begin) / (report.step - first) * (steps - report.step)
         words += f"  {_duration(left)} left"
         if report.evaluation is not None:
@@ -402,6 +407,11 @@ def _shown(run: TrainingRun, steps: int) -> Iterator[Callable[[Report], None]]:
                 console.print(Text(f"  {printable(report.sample)}"))
 
         yield advance
+
+
+def _routing_in_words(numbers: Mapping[str, float]) -> str:
+    words = f"balance {numbers['balance_loss']:.3f}, busiest expert {1.0 + numbers['max_violation']:.1f}x"
+    return words + (f", {numbers['dead_experts']} dead" if numbers["dead_experts"] else "")
 
 
 def _duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ from transformer_lab.norm.layer_norm import LayerNorm
 
 ARCHITECTURE = "StableLmForCausalLM"
 PREFIX, BUFFERS = llama.PREFIX, llama.BUFFERS
-NORMS = {f"attn.{one}_norm": f"self_attn.{one}_layernorm.norms.{{head}}" for one in "qk"}
+NORMS = {f"attn.{one}_norm": f"self_attn.{one}_layernorm.norms.*" for one in "qk"}
 NAMES = replace(llama.NAMES, inside=dict(llama.NAMES.inside) | NORMS)
 SIZES = Sizes(50304, 2560, 32, 32, 4096, 32, bos=0, eos=0)
 
