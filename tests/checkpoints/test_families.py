@@ -14,6 +14,7 @@ from tolerances import LOGITS_FLOAT32  # noqa: E402
 
 import transformer_lab as lab  # noqa: E402
 from transformer_lab.checkpoints import families  # noqa: E402
+from transformer_lab.checkpoints.config_fields import Fields  # noqa: E402
 
 BACKENDS = ("numpy", "torch", "jax")
 IDS = np.random.default_rng(3).integers(0, 101, (2, 21))
@@ -39,6 +40,14 @@ def apart(found, expected):
 def test_every_family_is_here():
     here = {title.partition(",")[0].split()[0] for title in CASES}
     assert here == set(families.names()) - {"gpt2", families.OURS}
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in CASES.values()}))
+def test_the_defaults_agree_with_transformers(kind):
+    defaults = getattr(transformers, f"{kind}Config")()
+    family = families.find(defaults.model_type)
+    absent = family.config_from(Fields("config.json", {"model_type": defaults.model_type}))
+    assert family.config_from(Fields("config.json", defaults.to_dict())) == absent
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,7 +102,6 @@ def test_written_anew(saved, tmp_path):
     title, folder, model, expected = saved
     loaded = lab.load_model(folder, "torch")
     from transformer_lab.checkpoints import to_hf
-    from transformer_lab.checkpoints.config_fields import Fields
 
     kind = title.partition(",")[0].split()[0]
     fields = to_hf(loaded.config, kind)
