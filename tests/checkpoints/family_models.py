@@ -118,11 +118,14 @@ CASES = {
         },
     ),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
-    "cohere with a norm of each head": ("Cohere", {"logit_scale": 0.25, "use_qk_norm": True}),
+    "cohere with a norm of each head": ("Cohere", {"logit_scale": 0.25, "use_qk_norm": True, "attention_bias": True}),
     "falcon": ("Falcon", {}),
     "falcon, each head with a key of its own": ("Falcon", {"multi_query": False, "bias": True}),
     "falcon, two norms, grouped": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
-    "falcon, two norms, each head with a key of its own": ("Falcon", {"new_decoder_architecture": True}),
+    "falcon, two norms, each head with a key of its own": (
+        "Falcon",
+        {"new_decoder_architecture": True, "activation": "gelu_new"} | rope(rope_type="linear", factor=3.0),
+    ),
     "falcon, one norm, grouped": (
         "Falcon",
         {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "ffn_hidden_size": 40},
