@@ -43,7 +43,7 @@ from transformer_lab.sources import ModelFiles, config_folder, model_files
 from transformer_lab.tokenizers import load_tokenizer_folder
 from transformer_lab.training import checkpoint, metrics_file
 from transformer_lab.training.loop import Plan, Report, TrainingRun
-from transformer_lab.training.step import TrainingStep, require_trainable
+from transformer_lab.training.step import TrainingStep, require_learning, require_trainable
 from transformer_lab.training.tracking import Guarded
 from transformer_lab.training.windows import Batches
 
@@ -114,7 +114,7 @@ class Train(Plan):
             **_named("schedule", {"_target_": type(schedule).__name__} | asdict(schedule)),
         }
         with enough_memory(f"training {count(config):,} parameters with job.batch_size={self.batch_size}"):
-            training = TrainingStep(ops, config, arrays, optimizer, self.average_decay)
+            training = TrainingStep(ops, config, arrays, optimizer, self.average_decay, settings.seed)
             surroundings = _surroundings(ops, validation)
             run = TrainingRun(
                 folder, self._plan(), training, model, batches, validation, schedule, _plain(identity), surroundings
@@ -295,6 +295,7 @@ def _start(settings: Settings, ops: Any) -> Start:
             found = (load_tokenizer_folder(adapter, kind) if adapter else None) or load_tokenizer_folder(folder, kind)
             tokenizer = found or chosen_tokenizer(str(source), kind, config.vocab_size)
         folder = None if random else folder
+    require_learning(config)
     checkpoints.to_hf(config)  # refused now, not after hours: a model that no family can store
     require_bytes(count(config) * 4 * np.dtype(dtype).itemsize, f"training {count(config):,} parameters")
     if folder is None:

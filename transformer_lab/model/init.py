@@ -7,7 +7,7 @@ import numpy as np
 
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import shapes
-from transformer_lab.model.state import is_state
+from transformer_lab.model.state import State
 
 _INTO_THE_STREAM = ("attn.out.kernel", "ffn.down.kernel", "experts.down.kernel", "shared.down.kernel")
 
@@ -22,7 +22,9 @@ def initialise(config: ModelConfig, seed: int = 0, shaken: bool = False) -> Iter
     generator, shaking = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     residual = 0.02 / math.sqrt(2 * config.num_layers)
     for name, shape in shapes(config).items():
-        if is_state(shape) or name.endswith((".bias", ".offset")):
+        if isinstance(shape, State):
+            array = shape.begin()
+        elif name.endswith((".bias", ".offset")):
             array = np.zeros(shape, np.float32)
         elif name.endswith(".weight"):
             array = np.ones(shape, np.float32)
@@ -31,5 +33,6 @@ def initialise(config: ModelConfig, seed: int = 0, shaken: bool = False) -> Iter
             array *= residual if name.endswith(_INTO_THE_STREAM) else 0.02
         if shaken and name.endswith((".bias", ".offset", ".weight")):
             # A router's bias decides who is chosen: so little of it that the tokens still decide, too.
-            array += (0.001 if is_state(shape) else 0.1) * shaking.standard_normal(shape, np.float32)
+            drawn = shaking.standard_normal(shape, np.float32)
+            array = array + (0.001 if isinstance(shape, State) else 0.1) * drawn
         yield name, array

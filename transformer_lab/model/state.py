@@ -5,11 +5,17 @@ The bias of a router that its balancer moves is one. No gradient, decay, clippin
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from transformer_lab.model.axes import Shape
 
 
 class State(tuple[int, ...]):
-    """The shape of such a parameter. In every other way it is the tuple. It begins as zeros."""
+    """The shape of such a parameter. In every other way it is the tuple."""
+
+    def begin(self) -> np.ndarray:
+        """What it begins as, in float32: zeros."""
+        return np.zeros(self, np.float32)
 
 
 def is_state(shape: Shape) -> bool:

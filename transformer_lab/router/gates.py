@@ -14,3 +14,9 @@ def renormalised(ops: Any, weights: Any, epsilon: float = 0.0) -> Any:
     """weights [B, T, k] over their sum, plus epsilon."""
     total = ops.xp.sum(weights, axis=-1, keepdims=True)
     return weights / (total + epsilon if epsilon else total)
+
+
+def softplus(ops: Any, x: Any) -> Any:
+    """log(1 + exp(x)), where x is large too."""
+    xp = ops.xp
+    return xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x)))

@@ -21,11 +21,17 @@ class Router:
     drops: ClassVar[bool] = False  # whether `kept` leaves slots unused
     decoding: ClassVar[str | None] = None
     noise: ClassVar[str | None] = None  # "normal" or "uniform": drawn for each token and expert in training
+    renormalises: ClassVar[bool] = False  # whether a token's weights have the same sum, whatever the scores
 
     k: int
 
     def __post_init__(self) -> None:
         require_whole("ffn.router.k", self.k, LIMITS["num_experts"])
+
+    @property
+    def learns(self) -> bool:
+        """Whether the loss of the text has a gradient at the gate. A single weight that is renormalised has none."""
+        return self.k > 1 or not self.renormalises
 
     def slots(self, experts: int) -> int:
         """How many of E experts a token may have. Raises ConfigurationError if there are not so many."""

@@ -5,6 +5,7 @@ compiles. Nothing here knows data, files or schedules.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,19 @@ def weighted_loss(
     token_ids: Any,
     weights: Any,
     tap: Callable[[str, Any], Any] = identity,
+    noise: Mapping[int, Any] | None = None,
 ) -> Any:
-    """The sum of the next-token cross-entropies of token_ids [B, T + 1] times weights [B, T]: a scalar, in nats."""
+    """The sum of the next-token cross-entropies of token_ids [B, T + 1] times weights [B, T]: a scalar, in nats.
+
+    noise: layer -> [B, T, E], as in `decoder.forward`.
+    """
     xp = ops.xp
     start = xp.zeros((token_ids.shape[0],), dtype=ops.index_dtype, device=ops.array_device)
     lengths = None
     if tap is not identity:  # somebody asks what is padding
         places = xp.arange(1, weights.shape[1] + 1, dtype=ops.index_dtype, device=ops.array_device)
         lengths = xp.max(xp.where(weights > 0.0, places, 0), axis=-1)
-    logits, _ = forward(ops, config, params, token_ids[:, :-1], start, tap=tap, lengths=lengths)
+    logits, _ = forward(ops, config, params, token_ids[:, :-1], start, tap=tap, lengths=lengths, noise=noise)
     return xp.sum(ops.cross_entropy(logits, token_ids[:, 1:]) * weights)
 
 
@@ -54,12 +59,25 @@ def require_trainable(ops: Any) -> None:
         raise ConfigurationError(message)
 
 
+def require_learning(config: ModelConfig) -> None:
+    """Raises ConfigurationError if the loss of the text says nothing to a router of this model."""
+    for layer, block in enumerate(config.blocks):
+        router = getattr(block.ffn, "router", None)
+        if router is not None and not router.learns:
+            message = (
+                f"The router of layer {layer} would learn nothing: of k={router.k} expert, the renormalised weight is "
+                "always the same. Choose ffn.router.k=2 or more to train, or a router that does not renormalise."
+            )
+            raise ConfigurationError(message)
+
+
 class TrainingStep:
     """The state of a training run on one backend, and the step that changes it.
 
     params: flat, dotted name -> array of this backend, kernels plain [in, out]. states: the parameters that are not
     learned. moments: of AdamW, {"first", "second"}. average: the exponential moving average of params, or None without
-    `average_decay`. told: after a step, {layer: {name: array}}, what its networks have to tell (`training_terms`).
+    `average_decay`. noise_seed: of what routers are given at random, the same on every backend. told: after a step,
+    {layer: {name: array}}, what its networks have to tell (`training_terms`).
     """
 
     def __init__(
@@ -69,8 +87,10 @@ class TrainingStep:
         arrays: dict[str, np.ndarray],
         optimizer: AdamW,
         average_decay: float | None = None,
+        noise_seed: int = 0,
     ) -> None:
         require_trainable(ops)
+        require_learning(config)
         self.ops, self.optimizer, self.average_decay = ops, optimizer, average_decay
         self._states = {name for name, shape in shapes(config).items() if is_state(shape)}
         self.params, self.states = self._apart({name: ops.asarray(array) for name, array in arrays.items()})
@@ -80,6 +100,9 @@ class TrainingStep:
             None if average_decay is None else {name: ops.asarray(arrays[name].copy()) for name in self.params}
         )
         self.told: dict[int, dict[str, np.ndarray]] = {}
+        self.noise_seed = noise_seed
+        ffns = {layer: block.ffn for layer, block in enumerate(config.blocks) if hasattr(block.ffn, "router")}
+        self._noisy = {layer: ffn for layer, ffn in ffns.items() if ffn.router.noise is not None}
         self._constants = {"rotary": rotary_tables(config, ops)}
         self._step = ops.compile(make_step(ops, config, optimizer), donate=(0, 1, 2, 3))
 
@@ -104,12 +127,22 @@ class TrainingStep:
             ops.asarray(token_ids),
             ops.asarray(share_of_each),
             ops.asarray(np.append(self.optimizer.rates(step, share), self._average_decay_at(step))),
+            {layer: ops.asarray(drawn) for layer, drawn in self._noise(step, weights.shape).items()},
         )
         self.told = {
             int(layer): {name: np.array(ops.to_numpy(array)) for name, array in own.items()}
             for layer, own in told.items()
         }
         return float(ops.to_numpy(loss)), float(ops.to_numpy(norm))
+
+    def _noise(self, step: int, shape: tuple[int, ...]) -> dict[int, np.ndarray]:
+        """Of each layer whose router wants some, float32 [A, B, T, E]; it hangs on nothing but seed, step and shape."""
+        draw = np.random.default_rng([self.noise_seed, step])
+        kinds: dict[str, Callable[..., Any]] = {"normal": draw.standard_normal, "uniform": draw.random}
+        return {
+            layer: kinds[ffn.router.noise]((*shape, ffn.experts.count), np.float32)
+            for layer, ffn in self._noisy.items()
+        }
 
     def _average_decay_at(self, step: int) -> float:
         """Less at first, so that the random weights of the beginning are soon forgotten."""
@@ -139,14 +172,20 @@ class TrainingStep:
 
 
 def make_step(ops: Any, config: ModelConfig, optimizer: AdamW) -> Callable[..., Any]:
-    """(params, moments, average, states, constants, token_ids, weights, rates) ->
+    """(params, moments, average, states, constants, token_ids, weights, rates, noise) ->
     (params, moments, average, states, loss, norm, what the networks tell)."""
     talking = {layer: block.ffn for layer, block in enumerate(config.blocks) if hasattr(block.ffn, "training_terms")}
     wanted = {f"blocks.{layer}.ffn.{name}" for layer, ffn in talking.items() for name in ffn.taps if "router" in name}
     whole_step = any(ffn.balance_loss > 0.0 and ffn.balance_scope == "step" for ffn in talking.values())
 
     def loss_of(
-        params: Tree, states: Tree, constants: Any, ids: Any, weights: Any, of_step: Mapping[str, Any]
+        params: Tree,
+        states: Tree,
+        constants: Any,
+        ids: Any,
+        weights: Any,
+        noise: Mapping[int, Any],
+        of_step: Mapping[str, Any],
     ) -> tuple[Any, Any]:
         """(what is minimised, {"loss": of the text alone, "told": {layer: {name: array}}})."""
         seen: dict[str, Any] = {}
@@ -157,7 +196,7 @@ def make_step(ops: Any, config: ModelConfig, optimizer: AdamW) -> Callable[..., 
             return x
 
         tree = nest({**params, **states}) | constants
-        text = weighted_loss(ops, config, tree, ids, weights, look if talking else identity)
+        text = weighted_loss(ops, config, tree, ids, weights, look if talking else identity, noise)
         total, told = text, {}
         for layer, ffn in talking.items():
             start = f"blocks.{layer}.ffn."
@@ -182,18 +221,23 @@ def make_step(ops: Any, config: ModelConfig, optimizer: AdamW) -> Callable[..., 
         ids: Any,
         weights: Any,
         rates: Any,
+        noise: Mapping[int, Any] = MappingProxyType({}),
     ) -> Any:
+        def of_piece(index: Any, of_step: Mapping[str, Any]) -> Any:
+            drawn = {layer: array[index] for layer, array in noise.items()}
+            return params, states, constants, ids[index], weights[index], drawn, of_step
+
         of_step: dict[str, Any] = {}
         if whole_step and ids.shape[0] > 1:  # how all pieces use the experts has to be known before the first gradient
 
             def loads(index: Any) -> Any:
-                _, found = loss_of(params, states, constants, ids[index], weights[index], {})
+                _, found = loss_of(*of_piece(index, {}))
                 return {layer: own["load"] for layer, own in found["told"].items()}
 
             of_step = summed(ops, loads, ids.shape[0])
 
         def piece(index: Any) -> Any:
-            found, gradients = loss_and_gradients(params, states, constants, ids[index], weights[index], of_step)
+            found, gradients = loss_and_gradients(*of_piece(index, of_step))
             if talking:
                 return {"gradients": gradients} | found[1]
             return {"gradients": gradients, "loss": found, "told": {}}
