@@ -15,6 +15,7 @@ from transformer_lab.ffn.dispatch import dispatched
 from transformer_lab.ffn.losses import balance, counted, used, z_loss
 from transformer_lab.model.axes import Shape
 from transformer_lab.model.limits import require_choice
+from transformer_lab.model.outside_part import OutsidePart
 from transformer_lab.model.state import State
 from transformer_lab.model.tokens import Tokens
 from transformer_lab.router.every_expert import EveryExpert
@@ -60,7 +61,8 @@ class MixtureOfExperts:
             kind = type(self.router).__name__
             message = f"ffn.capacity is for routers that choose k experts; {kind} has a rule of its own."
             raise ConfigurationError(message)
-        self.router.slots(self.experts.count)
+        if not isinstance(self.router, OutsidePart):  # which gives way to another before it is asked for anything
+            self.router.slots(self.experts.count)
 
     @property
     def taps(self) -> tuple[str, ...]:

@@ -71,6 +71,8 @@ def _changed(block: Any, parts: Mapping[str, Any]) -> Any:
             if not hasattr(ffn, name):
                 message = f"{name} cannot be chosen: {type(ffn).__name__} has no field of that name. Say ffn=moe too."
                 raise ConfigurationError(message)
+            if isinstance(saved := getattr(ffn, name), OutsidePart):
+                saved.require(parts[name])
             ffn = replace(ffn, **{name: parts[name]})
     if "position" in parts:
         if not hasattr(attention, "position"):
