@@ -373,6 +373,7 @@ def test_training_keeps_what_the_folder_said(run, text, tmp_path):
         (["precision=exact"], 2, "float32, float64"),
         (["job.average_decay=1.0"], 2, "average_decay"),
         (["job.resume=nothing"], 3, "no checkpoints"),
+        (["model.weights=shaken"], 2, "model.weights"),
         (["norm=rms_norn"], 2, "rms_norm"),
         (["schedule=cosin"], 2, "cosine"),
         (["optimizer.learning_rat=1"], 2, "learning_rate"),
