@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from transformer_lab.checkpoints.config_file import CONFIG, read_family
+from transformer_lab.checkpoints.config_file import CONFIG, read_config, read_family
 from transformer_lab.checkpoints.lora import Adapter, holds_adapter, read_adapter
 from transformer_lab.checkpoints.number_formats import FLOATS
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_into
 from transformer_lab.checkpoints.tensor_names import Stored
 from transformer_lab.checkpoints.tied_head import by_short_name, head_differs
 from transformer_lab.checkpoints.weight_files import read_headers
-from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError, listed, shown
+from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError, listed, shown
 from transformer_lab.model.config import ModelConfig
-from transformer_lab.model.parameters import nest
+from transformer_lab.model.parameters import nest, shapes
 from transformer_lab.paths import expanded
 
 
@@ -43,7 +43,8 @@ def load_parameters(
     `checked()` is called when it is known that the files fit, before the first number is read.
     `adapter` is the folder of a LoRA adapter that is added to the weights; by default `folder`, if it holds one.
 
-    Raises InputFileError, naming the tensors, if the files do not fit `config`.
+    Raises InputFileError, naming the tensors, if the files do not fit `config`; ConfigurationError if it has parts that
+    ask for other tensors than those of config.json do.
     """
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
@@ -75,13 +76,24 @@ def require_loadable(
 ) -> tuple[dict[str, Stored], dict[str, Tensor], Adapter | None]:
     """Our names -> how they are stored; the tensors by their stored names; the adapter for them, if there is one.
 
-    Raises InputFileError if they do not fit.
+    Raises InputFileError if they do not fit; ConfigurationError if it is other parts than those of config.json that
+    ask for other tensors.
     """
     family, _ = read_family(folder)
     tensors = by_short_name(read_headers(folder), family)
-    wanted: dict[str, Stored] = family.NAMES.stored(config)
-    _settle_tied_head(folder, config, family, tensors)
-    _require_fit(folder, wanted, tensors)
+    try:
+        wanted: dict[str, Stored] = family.NAMES.stored(config)
+        _settle_tied_head(folder, config, family, tensors)
+        _require_fit(folder, wanted, tensors)
+    except LabError as error:
+        if not _has_other_tensors(config, folder):
+            raise
+        message = (
+            f"The chosen parts ask for other tensors than the weights in {folder} hold. Parts of a pretrained model "
+            "can be changed only where its tensors stay as they are; model.weights=random (in Python, "
+            'weights="random") draws new weights for any parts.'
+        )
+        raise ConfigurationError(message) from error
     if adapter is None and holds_adapter(folder):
         adapter = folder
     return wanted, tensors, None if adapter is None else read_adapter(adapter, family, wanted)
@@ -142,6 +154,14 @@ def _require_fit(folder: Path, wanted: Mapping[str, Stored], tensors: Mapping[st
     if problems:
         message = f"The weights in {folder} do not fit the configuration. {' '.join(problems)}"
         raise InputFileError(message)
+
+
+def _has_other_tensors(config: ModelConfig, folder: Path) -> bool:
+    """Whether parts were chosen that need other tensors than the folder's own config.json."""
+    try:
+        return shapes(config) != shapes(read_config(folder))
+    except ConfigurationError:  # a part from outside: `config` holds it, with the fields that it was saved with
+        return False
 
 
 def _shape(tensor: Tensor) -> str:

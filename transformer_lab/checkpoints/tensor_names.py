@@ -77,12 +77,12 @@ class TensorNames:
         part, _, leaf = name.rpartition(".")
         leaf = _LEAVES.get(leaf, leaf)
         if name in ("embed.token", "embed.position"):
-            return Stored(((f"{self.outside['embed' if name == 'embed.token' else name]}.weight", shape),))
+            part, leaf = part if name == "embed.token" else name, "weight"
         if part == "head":
             return Stored(((f"{self.head}.{leaf}", shape[::-1]),), transposed=leaf == "weight")
         if part in self.outside:
             return Stored(((f"{self.outside[part]}.{leaf}", shape),))
-        _, layer, inner = part.split(".", 2)
+        layer, _, inner = part.removeprefix("blocks.").partition(".")
         if inner not in self.inside:
             message = f"{name} has no name there"
             raise ConfigurationError(message)
