@@ -127,9 +127,7 @@ def main() -> None:
         "rows": rows,
     }
     (HERE / "real_model.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    lines = {
-        name: [(PIECE * (i + 0.5), kl) for i, kl in enumerate(row["kl_by_piece"])] for name, row in rows.items()
-    }
+    lines = {name: [(PIECE * (i + 0.5), kl) for i, kl in enumerate(row["kl_by_piece"])] for name, row in rows.items()}
     chart = line_chart(
         lines, "SmolLM2: divergence from float64", "position", "KL, nats", marked=list(lines), logarithmic=True
     )
