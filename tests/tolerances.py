@@ -4,6 +4,10 @@
 LOGITS_FLOAT32 = 1e-5
 LOGITS_FLOAT64 = 1e-12
 
+# llama.cpp's logits, in the same units: it takes gelu from a table of float16 numbers (1.7e-3 with small models).
+# Rows in another order, a norm that is off by 1 or a forgotten factor come to more than 0.1.
+LLAMA_CPP = 5e-3
+
 # One operation against its plain version in float64, relative to the largest magnitude of the result. Sums over a few
 # hundred terms: about 30 roundings of the precision.
 OPERATION = {"float32": 4e-6, "float64": 1e-14}

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
     from transformer_lab.generation.continuation import Generation
     from transformer_lab.language_model import LanguageModel, load_model
+    from transformer_lab.language_model.upcycling import upcycled
+    from transformer_lab.routes.split import routing_split
+    from transformer_lab.routes.study import routing
     from transformer_lab.sources import load_tokenizer
     from transformer_lab.tokenizers import train_tokenizer
 
@@ -30,7 +33,10 @@ _HOME = {
     "compare": "transformer_lab.comparison.study",
     "load_model": "transformer_lab.language_model",
     "load_tokenizer": "transformer_lab.sources",
+    "routing": "transformer_lab.routes.study",
+    "routing_split": "transformer_lab.routes.split",
     "train_tokenizer": "transformer_lab.tokenizers",
+    "upcycled": "transformer_lab.language_model.upcycling",
 }
 
 __all__ = [
@@ -45,7 +51,10 @@ __all__ = [
     "compare",
     "load_model",
     "load_tokenizer",
+    "routing",
+    "routing_split",
     "train_tokenizer",
+    "upcycled",
 ]
 
 

@@ -31,7 +31,7 @@ PROMPT_KEYS = ("prompt", "prompt_file", "prompt_ids", "prompts", "chat")
 PATH_KEYS = ("model.source", "tokenizer.source", "data.path", "data.validation", "job.resume", "job.output", "job.dump")
 FREE_TEXT_KEYS = (*PROMPT_KEYS, "stop", *PATH_KEYS)
 # Groups of which nothing may be chosen: presets, which set others, and parts that a model brings itself.
-MAY_BE_NULL = ("track", "experiment", "block", "position", "norm")
+MAY_BE_NULL = ("track", "experiment", "block", "position", "norm", "router", "balancer")
 
 
 def take_free_text(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

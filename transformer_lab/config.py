@@ -123,8 +123,13 @@ def construct(target: Any, values: Mapping[str, Any], where: str = "") -> Any:
 
 
 def _build(section: Mapping[str, Any], where: str, values: Mapping[str, Any]) -> Any:
-    own = {key: value for key, value in section.items() if key != "_target_"}
+    own = {key: _built(value, f"{where}.{key}") for key, value in section.items() if key != "_target_"}
     return construct(_import_target(section.get("_target_"), where), own | dict(values), where)
+
+
+def _built(value: Any, where: str) -> Any:
+    """A part within a part, if the value has a `_target_`."""
+    return _build(value, where, {}) if isinstance(value, dict) and "_target_" in value else value
 
 
 def _import_target(path: Any, where: str) -> Any:

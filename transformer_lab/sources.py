@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from transformer_lab.checkpoints import download, has_weights, holds_adapter, named_base, weight_files
 from transformer_lab.checkpoints.config_file import CONFIG
-from transformer_lab.checkpoints.gguf_folder import unpacked
+from transformer_lab.checkpoints.gguf.folder import unpacked
 from transformer_lab.config import names, read_yaml
 from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError, listed, shown
 from transformer_lab.paths import data_folder, expanded

@@ -26,6 +26,7 @@ LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1
 LONG |= {"long_factor": [1.0, 2.0, 3.0, 4.0], "factor": 2.0, "original_max_position_embeddings": 48}
 FULL, SLIDING = "full_attention", "sliding_attention"
 FOUR = {"num_hidden_layers": 4}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3}
 
 
 def rope(**parameters):
@@ -55,6 +56,7 @@ CASES = {
     "qwen3": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
     "qwen3 with biases": ("Qwen3", {"head_dim": 8, "attention_bias": True}),
     "olmo": ("Olmo", {}),
+    "olmo, clipped": ("Olmo", {"clip_qkv": 0.5}),
     "olmo2": ("Olmo2", {"num_key_value_heads": 4}),
     "olmo2 with biases": ("Olmo2", {"attention_bias": True}),
     "gemma": ("Gemma", {"head_dim": 12}),
@@ -114,6 +116,75 @@ CASES = {
         },
     ),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral with a window, three of five narrow ones": (
+        "Mixtral",
+        {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 12,
+            "sliding_window": 7,
+            "head_dim": 12,
+        },
+    ),
+    "olmoe": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 2}),
+    "olmoe, clipped, with biases, renormalised, as wide as the stream": (
+        "Olmoe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 4,
+            "intermediate_size": 32,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "clip_qkv": 0.8,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        EXPERTS | {"moe_intermediate_size": 20, "shared_expert_intermediate_size": 28, "qkv_bias": False},
+    ),
+    "qwen2_moe with dense layers and windows": (
+        "Qwen2Moe",
+        FOUR
+        | EXPERTS
+        | {
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 32,
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": True,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 3,
+        },
+    ),
+    "qwen2_moe with windows by their kinds": (
+        "Qwen2Moe",
+        EXPERTS
+        | {
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 16,
+            "mlp_only_layers": [1],
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "layer_types": [FULL, SLIDING],
+        },
+    ),
+    "qwen3_moe": ("Qwen3Moe", EXPERTS | {"moe_intermediate_size": 20, "head_dim": 12, "norm_topk_prob": True}),
+    "qwen3_moe with dense layers, biases and a window": (
+        "Qwen3Moe",
+        FOUR
+        | EXPERTS
+        | {
+            "moe_intermediate_size": 32,
+            "head_dim": 8,
+            "mlp_only_layers": [0, 2],
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "tie_word_embeddings": True,
+        },
+    ),
     "opt": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "opt without biases": ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": 32, "enable_bias": False}),
     "bloom": ("Bloom", {"n_layer": 2, "n_head": 4, "seq_length": 48}),

@@ -52,7 +52,7 @@ def strange():
     norm = RMSNorm(1e-6, from_one=True)
     long = Rotary(5000.0, 4, "neighbours", LongRope((1.0, 1.5), 1.1))
     first = SoftmaxAttention(4, 4, 2, long, window=5, norm=LayerNorm(bias=False), norm_over="all_heads")
-    second = SoftmaxAttention(2, 8, position=Alibi(), cap=20.0, sinks=True, qkv_bias=False)
+    second = SoftmaxAttention(2, 8, position=Alibi(), cap=20.0, clip=3.0, sinks=True, qkv_bias=False)
     third = SoftmaxAttention(2, 8, position=Rotary(), scale=0.3, norm=RMSNorm())
     blocks = (
         Sequential(first, Packed(12), norm, "around", residual_scale=0.5),

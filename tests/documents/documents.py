@@ -227,7 +227,13 @@ def unknown_options(text: str, folder: Path | None = None) -> list[str]:
 
 def fields_of(group: str, folder: Path | None = None) -> set[str]:
     places = [data_folder("conf"), *([folder] if folder else [])]
-    return {key for place in places for path in (place / group).glob("*.yaml") for key in read_yaml(path)}
+    return {key for place in places for path in (place / group).glob("*.yaml") for key in keys_of(read_yaml(path))}
+
+
+def keys_of(section: dict[str, Any]) -> set[str]:
+    """Those of the parts within, too: `ffn.router.k` is a field of the router in conf/ffn/moe.yaml."""
+    inner = (keys_of(value) for value in section.values() if isinstance(value, dict))
+    return set(section).union(*inner)
 
 
 # --- Messages --------------------------------------------------------------------------------------------------------

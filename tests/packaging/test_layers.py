@@ -19,10 +19,10 @@ PACKAGE = Path(transformer_lab.__file__).parent
 LEVELS = (
     {"errors", "paths", "config", "memory", "environment", "left_over", "atomic_file", "atomic_folder"},
     {"backends", "charts"},
-    {"model", "block", "attention", "position", "norm", "ffn", "cache", "checkpoints"},
+    {"model", "block", "attention", "position", "norm", "ffn", "router", "balancer", "cache", "checkpoints"},
     {"generation", "sources"},
     {"language_model"},
-    {"orchestrator", "comparison", "training", "feedback"},
+    {"orchestrator", "comparison", "routes", "training", "feedback"},
     {"jobs", "interfaces", "composition"},
     {"cli", "__main__"},
 )
@@ -33,7 +33,11 @@ ONLY_IN = {
     "torch": {"backends/frameworks/torch.py", "comparison/participants/transformers.py"},
     "jax": {"backends/frameworks/jax.py"},
     "jaxlib": {"backends/frameworks/jax.py"},
-    "jinja2": {"comparison/reporting/page/document.py", "tokenizers/chat_template_process.py"},
+    "jinja2": {
+        "comparison/reporting/page/document.py",
+        "routes/page/document.py",
+        "tokenizers/chat_template_process.py",
+    },
     "tokenizers": {"tokenizers/huggingface.py"},
     "hydra": {"composition.py"},
     "omegaconf": {"composition.py", "config.py"},

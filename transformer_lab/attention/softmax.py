@@ -27,8 +27,9 @@ class SoftmaxAttention:
     1 / sqrt(N) if not given. window: how many keys a query sees, its own included (Beltagy et al. 2020, arXiv
     2004.05150); None is all. norm: a part (`norm/`) for queries and keys before they are turned (Henry et al. 2020,
     arXiv 2010.04245), over each head, or with norm_over="all_heads" over all of them at once. cap: scores become
-    cap * tanh(score / cap) (Gemma Team 2024, arXiv 2408.00118). sinks: each head learns a score that is attended to and
-    gives nothing (OpenAI 2025, arXiv 2508.10925).
+    cap * tanh(score / cap) (Gemma Team 2024, arXiv 2408.00118). clip: queries, keys and values are clipped to it on
+    both sides before they are turned (Groeneveld et al. 2024, arXiv 2402.00838). sinks: each head learns a score that
+    is attended to and gives nothing (OpenAI 2025, arXiv 2508.10925).
     """
 
     taps: ClassVar[tuple[str, ...]] = ("q", "k", "v", "scores", "pattern", "out")
@@ -44,6 +45,7 @@ class SoftmaxAttention:
     norm: Any = None
     norm_over: str = "head"
     cap: float | None = None
+    clip: float | None = None
     sinks: bool = False
 
     def __post_init__(self) -> None:
@@ -60,8 +62,9 @@ class SoftmaxAttention:
         require_positive("attention.scale", self.scale)
         if self.window is not None:
             require_whole("attention.window", self.window, LIMITS["context_length"])
-        if self.cap is not None:
-            require_positive("attention.cap", self.cap)
+        for name in ("cap", "clip"):
+            if getattr(self, name) is not None:
+                require_positive(f"attention.{name}", getattr(self, name))
         require_choice("attention.norm_over", self.norm_over, ("head", "all_heads"))
         if self.position is not None and not hasattr(self.position, "in_attention"):
             message = f"attention.position is {shown(self.position)}; it must be a part, such as Rotary()."
@@ -114,6 +117,8 @@ class SoftmaxAttention:
             query = self._normal(ops, params.get("q_norm", {}), query)
             key = self._normal(ops, params.get("k_norm", {}), key)
             qkv = xp.concat([query, key, value], axis=2)
+        if self.clip is not None:
+            qkv = xp.clip(qkv, -self.clip, self.clip)
         qkv = xp.permute_dims(qkv, (0, 2, 1, 3))  # [B, H + 2 K, T, N]
         query, key, value = qkv[:, :heads, ...], qkv[:, heads:last, ...], qkv[:, last:, ...]
         if tokens.angles is not None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from transformer_lab.backends.frameworks import low_precision
-from transformer_lab.backends.plain import manual
+from transformer_lab.backends.plain import experts, manual
 from transformer_lab.backends.plain.manual import OPERATIONS
 from transformer_lab.backends.readings.exact import operations as exact
 from transformer_lab.backends.readings.exact.reading import ExactReading
@@ -126,7 +126,8 @@ class Backend(metaclass=ReadBackend):
 
     def _bind(self, choice: str | Mapping[str, str]) -> dict[str, str]:
         """Sets self.linear and so on; returns operation -> name of the version that was chosen."""
-        wanted = dict.fromkeys(OPERATIONS, choice) if isinstance(choice, str) else dict(choice)
+        wanted = dict.fromkeys((*OPERATIONS, "dispatch"), choice) if isinstance(choice, str) else dict(choice)
+        self.dispatch = self._dispatch(wanted.pop("dispatch", "fused"))
         for operation in wanted:
             if operation not in OPERATIONS:
                 message = f"There is no operation {operation!r}; there are {', '.join(OPERATIONS)}."
@@ -141,7 +142,16 @@ class Backend(metaclass=ReadBackend):
             setattr(self, operation, bound)
             if operation == "linear":
                 self.linear_implementation = implementation
-        return chosen
+        return chosen | {"dispatch": self.dispatch}
+
+    def _dispatch(self, wanted: str) -> str:
+        """How rows come to their experts (`ffn/dispatch.py`); the plain way of the four is the loop over all."""
+        if wanted not in ("fused", "manual", *experts.DISPATCHES):
+            message = (
+                f"dispatch={wanted} is not known; choose one of {', '.join(['fused', 'manual', *experts.DISPATCHES])}."
+            )
+            raise ConfigurationError(message)
+        return "loop" if wanted == "manual" else wanted
 
     def _choose(self, operation: str, wanted: str) -> tuple[str, Implementation | None]:
         listed = self.implementations.get(operation, {})
@@ -175,6 +185,8 @@ class Backend(metaclass=ReadBackend):
     def place(self, name: str, array: np.ndarray) -> Any:
         """A parameter by its dotted name, from NumPy to where and how the bound operations want it."""
         if name.endswith(".kernel") and self.linear_implementation and self.linear_implementation.pack:
+            if array.ndim == 3:  # of experts, one for each
+                return self.stacked([self.linear_implementation.pack(self, one) for one in array])
             return self.linear_implementation.pack(self, array)
         return self.asarray(np.ascontiguousarray(array))
 
@@ -186,9 +198,25 @@ class Backend(metaclass=ReadBackend):
 
     def recover(self, name: str, parameter: Any) -> np.ndarray:
         """The inverse of `place`: a NumPy array, kernels as [in, out]."""
+        if isinstance(parameter, experts.Stacked):
+            return np.stack([self.recover(name, one) for one in parameter])
         if name.endswith(".kernel") and self.linear_implementation and self.linear_implementation.unpack:
             return self.linear_implementation.unpack(self, parameter)
         return self.to_numpy(parameter)
+
+    # --- experts ----------------------------------------------------------------------------------------------------
+
+    def stacked(self, kernels: list[Any]) -> Any:
+        """Placed kernels of experts in the form of which `picked` takes one."""
+        return experts.Stacked(kernels)
+
+    def picked(self, params: Any, index: Any) -> Any:
+        """As `plain/experts.py` has it; index may be traced on a backend that compiles."""
+        return experts.picked(self, params, index)
+
+    def by_groups(self, run: Callable[[Any, Any], Any], params: Any, rows: Any, sizes: Any) -> Any:
+        """As `plain/experts.py` has it; sizes may be traced on a backend that compiles."""
+        return experts.by_groups(self, run, params, rows, sizes)
 
     # --- what each backend gives ------------------------------------------------------------------------------------
 
@@ -309,8 +337,10 @@ class Backend(metaclass=ReadBackend):
             carry = step(i, carry)
         return carry
 
-    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    def value_and_grad(self, function: Callable[..., Any], extra: bool = False) -> Callable[..., tuple[Any, Any]]:
         """f(params, *arguments) -> scalar becomes one that returns (the scalar, a tree of gradients like params).
+
+        extra: f returns (scalar, a tree of arrays), and so does the first of the two; the tree has no gradient.
 
         Kernels are plain arrays [in, out] here, not what `place` makes of them. The result may be compiled, alone or as
         a part of something larger.

@@ -39,7 +39,7 @@ class Fields:
     def __init__(self, path: Path, values: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> None:
         self.path = path
         self.values = dict(values)
-        self.written = {}  # usual name -> the file's
+        self.written: dict[str, str] = {}  # usual name -> the file's
         for alias, name in (aliases or {}).items():
             if name not in self.values:
                 self.written[name] = alias
@@ -50,10 +50,20 @@ class Fields:
                 self.refuse(name, f"is {shown(self.values[name])}, but {alias!r}, which means the same, differs")
             self.values[name] = value
 
+    def holding(self, values: Mapping[str, Any]) -> "Fields":
+        """Other values, about which the same words are said."""
+        fields = Fields(self.path, values)
+        fields.written = self.written
+        return fields
+
     def without(self, *names: str) -> "Fields":
         """The same, as if these fields were absent."""
-        fields = Fields(self.path, {name: value for name, value in self.values.items() if name not in names})
-        fields.written = self.written
+        return self.holding({name: value for name, value in self.values.items() if name not in names})
+
+    def renamed(self, aliases: Mapping[str, str]) -> "Fields":
+        """The same, with a family's own names of some fields; see above."""
+        fields = Fields(self.path, self.values, aliases)
+        fields.written |= self.written
         return fields
 
     def refuse(self, name: str, reason: str) -> NoReturn:

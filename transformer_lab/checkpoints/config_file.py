@@ -65,8 +65,11 @@ def family_for(config: ModelConfig, preferred: str | None = None) -> tuple[Modul
         try:
             architecture = [] if family.ARCHITECTURE is None else [family.ARCHITECTURE]
             fields = {"model_type": name, "architectures": architecture} | family.fields_from(config)
-            # Ours need not be read again: a part from outside would be missing.
-            if name == families.OURS or family.config_from(Fields(Path(CONFIG), fields)) == config:
+            if (
+                name == families.OURS
+            ):  # it need not be read again, nor asked for names: a part from outside may be missing
+                return family, fields
+            if family.config_from(Fields(Path(CONFIG), fields)) == config:
                 family.NAMES.stored(config)
                 return family, fields
         except (ConfigurationError, InputFileError, AttributeError, TypeError, StopIteration):

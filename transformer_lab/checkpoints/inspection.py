@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from transformer_lab.checkpoints.config_file import CONFIG, LARGEST_CONFIG, read_config, read_family
+from transformer_lab.checkpoints.gguf.architectures import read_fields
+from transformer_lab.checkpoints.gguf.file import read_gguf
+from transformer_lab.checkpoints.gguf.header import Header
+from transformer_lab.checkpoints.gguf.tensors import fitting
+from transformer_lab.checkpoints.gguf.tokenizer import tokenizer_files
 from transformer_lab.checkpoints.json_file import read_object
 from transformer_lab.checkpoints.loading import require_loadable
 from transformer_lab.checkpoints.lora import holds_adapter
@@ -27,6 +32,7 @@ from transformer_lab.checkpoints.weight_files import (
     weight_files,
 )
 from transformer_lab.errors import InputFileError, LabError
+from transformer_lab.model.parameters import active
 from transformer_lab.paths import expanded
 
 TOKENIZER_FILES = (
@@ -66,6 +72,7 @@ class Inspection:
     loads: bool
     problems: tuple[str, ...]
     total_parameters: int  # elements of all tensors that are not buffers
+    active_parameters: int | None  # those that one token uses, of a model that loads
     total_bytes: int
     parameters_by_dtype: dict[str, int]
     tokenizer_files: tuple[str, ...]
@@ -80,7 +87,8 @@ class Inspection:
 
 
 def inspect_folder(path: str | Path, adapter: Path | None = None) -> Inspection:
-    """Looks at a folder in Hugging Face layout, or at a single .safetensors file. `adapter` as in `load_parameters`.
+    """Looks at a folder in Hugging Face layout, or at a single .safetensors or .gguf file. `adapter` as in
+    `load_parameters`.
 
     Raises InputFileError if there is nothing to look at: no such folder or file, or the single file is damaged.
     """
@@ -88,6 +96,8 @@ def inspect_folder(path: str | Path, adapter: Path | None = None) -> Inspection:
     if is_there(path) and not path.is_dir():
         if path.suffix in PICKLES:
             raise InputFileError(pickle_refusal([path.name]))
+        if path.suffix == ".gguf":
+            return _inspect_gguf(path)
         file = read_header(path)
         reason = f"{path} is a single file; a model also needs {CONFIG}, in the folder with {SINGLE}."
         return _inspection(path, None, {}, None, (), [reason], file.tensors, set(file.tensors), file.metadata)
@@ -100,7 +110,7 @@ def inspect_folder(path: str | Path, adapter: Path | None = None) -> Inspection:
     generation: dict[str, Any] | None = None
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
-    parameters = set()
+    parameters, used = set(), None
     try:
         tensors = read_headers(path)
         metadata = read_header(weight_files(path)[0]).metadata
@@ -116,10 +126,49 @@ def inspect_folder(path: str | Path, adapter: Path | None = None) -> Inspection:
         generation = None if (found := read_original(path).generation) is None else dict(found)
         if not problems:
             require_loadable(path, config, adapter)
+            used = active(config)
     except LabError as error:
         problems.append(str(error))
     tokenizer = tuple(name for name in TOKENIZER_FILES if is_there(path / name))
-    return _inspection(path, adapter, fields, generation, tokenizer, problems, tensors, parameters, metadata)
+    return _inspection(path, adapter, fields, generation, tokenizer, problems, tensors, parameters, metadata, used)
+
+
+def _inspect_gguf(path: Path) -> Inspection:
+    """From its header alone; config: the fields of config.json that it means."""
+    file = read_gguf(path)
+    problems: list[str] = []
+    fields: dict[str, Any] = {}
+    tokenizer: tuple[str, ...] = ()
+    used = None
+    try:
+        architecture, family, found = read_fields(Header(file))
+        fields = {"model_type": architecture.family} | found.values
+        fitting(file, family.config_from(found), architecture)
+        tokenizer = tuple(tokenizer_files(file))
+    except LabError as error:
+        problems.append(str(error))
+    counts: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        counts[tensor.format] += math.prod(tensor.shape)
+    return Inspection(
+        path=str(path),
+        adapter=None,
+        model_type=fields.get("model_type"),
+        loads=not problems,
+        problems=tuple(problems),
+        total_parameters=counts.total(),
+        active_parameters=used,
+        total_bytes=sum(tensor.size for tensor in file.tensors.values()),
+        parameters_by_dtype=dict(counts),
+        tokenizer_files=tokenizer,
+        config=fields,
+        generation_config=None,
+        metadata={name: value for name, value in file.values.items() if isinstance(value, str)},
+        tensors=tuple(
+            InspectedTensor(tensor.name, tensor.shape, tensor.format, tensor.size, path.name)
+            for tensor in file.tensors.values()
+        ),
+    )
 
 
 def _inspection(
@@ -132,6 +181,7 @@ def _inspection(
     tensors: dict[str, Tensor],
     parameters: set[str],
     metadata: dict[str, str],
+    used: int | None = None,
 ) -> Inspection:
     counts: Counter[str] = Counter()
     for name in parameters:
@@ -144,6 +194,7 @@ def _inspection(
         loads=not problems,
         problems=tuple(dict.fromkeys(problems)),
         total_parameters=counts.total(),
+        active_parameters=used,
         total_bytes=sum(tensor.size for tensor in tensors.values()),
         parameters_by_dtype=dict(counts),
         tokenizer_files=tokenizer,

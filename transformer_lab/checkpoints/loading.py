@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from transformer_lab.checkpoints.config_file import CONFIG, read_config, read_family
+from transformer_lab.checkpoints.fused_experts import taken_apart
 from transformer_lab.checkpoints.lora import Adapter, holds_adapter, read_adapter
 from transformer_lab.checkpoints.number_formats import FLOATS
 from transformer_lab.checkpoints.safetensors_file import Tensor, read_into
@@ -83,8 +84,10 @@ def require_loadable(
     tensors = by_short_name(read_headers(folder), family)
     try:
         wanted: dict[str, Stored] = family.NAMES.stored(config)
+        if family.NAMES.fused:
+            tensors = taken_apart(tensors, family, config, wanted)
         _settle_tied_head(folder, config, family, tensors)
-        _require_fit(folder, wanted, tensors)
+        _require_fit(folder, family, wanted, tensors)
     except LabError as error:
         if not _has_other_tensors(config, folder):
             raise
@@ -102,19 +105,15 @@ def require_loadable(
 def _read(
     stored: Stored, tensors: Mapping[str, Tensor], dtype: Any, advance: Callable[[int], None], lora: Adapter | None
 ) -> Any:
-    shapes = [shape for _, shape in stored.parts]
     try:
-        array = np.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype)
+        array = np.empty(stored.shape, dtype)
     except MemoryError as error:
         message = f"There is not enough memory for the tensor {shown(stored.parts[0][0])}."
         raise UnavailableError(message) from error
-    start = 0
-    for name, shape in stored.parts:
-        part = array[start : start + shape[0]]
-        read_into(tensors[name], part, advance)
+    for name, _, place in stored.places():
+        read_into(tensors[name], array[place], advance)
         if lora is not None:
-            lora.add_to(part, name, stored.transposed)
-        start += shape[0]
+            lora.add_to(array[place], name, stored.transposed)
     return stored.from_file(array)
 
 
@@ -134,9 +133,10 @@ def _settle_tied_head(folder: Path, config: ModelConfig, family: ModuleType, ten
         del tensors[family.NAMES.head_kernel]
 
 
-def _require_fit(folder: Path, wanted: Mapping[str, Stored], tensors: Mapping[str, Tensor]) -> None:
+def _require_fit(folder: Path, family: ModuleType, wanted: Mapping[str, Stored], tensors: Mapping[str, Tensor]) -> None:
     expected = {name: shape for stored in wanted.values() for name, shape in stored.parts}
-    missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in tensors]
+    absent = [(family.NAMES.in_file(name, ""), shape) for name, shape in expected.items() if name not in tensors]
+    missing = [f"{name} {list(shape)}" for name, shape in absent]
     unexpected = [f"{shown(t.name)} {_shape(t)}" for name, t in tensors.items() if name not in expected]
     fitting = [(tensors[name], shape) for name, shape in expected.items() if name in tensors]
     misshapen = [f"{t.name} is {_shape(t)}, not {list(shape)}" for t, shape in fitting if t.shape != shape]

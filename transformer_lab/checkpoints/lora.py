@@ -103,12 +103,12 @@ def read_adapter(folder: Path, family: ModuleType, wanted: Mapping[str, Stored])
     kernels = {
         part: shape if stored.transposed else shape[::-1]  # [out, in]
         for name, stored in wanted.items()
-        if name.endswith(".kernel")
+        if name.endswith(".kernel") or stored.transposed
         for part, shape in stored.parts
     }
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     for module, pair in _pairs(path, fields).items():
-        kernel = f"{module.removeprefix(family.PREFIX)}.weight"
+        kernel = f"{family.NAMES.in_model(module, family.PREFIX)}.weight"
         if kernel in factors:
             message = f"{path} adapts {shown(module)} twice, by its name with and without {family.PREFIX!r}."
             raise InputFileError(message)

@@ -41,7 +41,7 @@ def read_rotary(
         name, parameters = f"{name}.{kind}", parameters[kind]
     elif any(isinstance(value, dict) for value in parameters.values()):
         fields.refuse(name, "differs between kinds of layers; only one for all is offered for this family")
-    inner = Fields(fields.path, {f"{name}.{key}": value for key, value in parameters.items()})
+    inner = fields.holding({f"{name}.{key}": value for key, value in parameters.items()})
     for key in parameters:
         if key not in _KNOWN:
             inner.refuse(f"{name}.{key}", f"is not known; known are {', '.join(sorted(_KNOWN))}")

@@ -86,11 +86,8 @@ def save_folder(
 def _split(array: Any, form: Stored) -> list[_Part]:
     """One parameter of ours as the parts that the files hold; nothing is copied before it is written."""
     result: list[_Part] = []
-    start = 0
-    for name, shape in form.parts:
-        rows = slice(start, start + shape[0])
-        result.append((name, shape, lambda rows=rows: _stored_layout(array, form)[rows]))  # type: ignore[misc]
-        start += shape[0]
+    for name, shape, place in form.places():
+        result.append((name, shape, lambda place=place: _stored_layout(array, form)[place]))  # type: ignore[misc]
     return result
 
 

@@ -1,7 +1,7 @@
 """The way between our parameters and the tensors of a file, for families that name tensors after their modules."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformer_lab.errors import ConfigurationError
@@ -17,21 +17,36 @@ class Stored:
     """How one parameter of ours lies in a file: parts (name, shape) stacked along the first axis, then transposed.
 
     by_head: the rows of a stack lie head by head, each with its part of queries, keys and values; (heads, parts).
+    experts: each part is one expert's, and they are stacked along an axis of their own, before the others.
     """
 
     parts: tuple[tuple[str, tuple[int, ...]], ...]
     transposed: bool = False
     by_head: tuple[int, int] | None = None
+    experts: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all parts together, as they are read."""
+        shapes = [shape for _, shape in self.parts]
+        return (len(shapes), *shapes[0]) if self.experts else (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def places(self) -> Iterator[tuple[str, tuple[int, ...], int | slice]]:
+        """(name, shape, where it lies among the others along the first axis) of each part."""
+        start = 0
+        for number, (name, shape) in enumerate(self.parts):
+            yield name, shape, number if self.experts else slice(start, start + shape[0])
+            start += shape[0]
 
     def from_file(self, array: Any) -> Any:
-        """The parts as they were read, one below the other -> our parameter; kernels are views."""
+        """The parts as they were read, in their places -> our parameter; kernels are views."""
         if self.by_head is not None:
             array = _swapped(array, self.by_head)
-        return array.T if self.transposed else array
+        return array.swapaxes(-1, -2) if self.transposed else array
 
     def to_file(self, array: Any) -> Any:
         """The inverse."""
-        array = array.T if self.transposed else array
+        array = array.swapaxes(-1, -2) if self.transposed else array
         return array if self.by_head is None else _swapped(array, self.by_head[::-1])
 
 
@@ -40,12 +55,22 @@ def _swapped(rows: Any, form: tuple[int, int]) -> Any:
     return rows.reshape(*form, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
 
 
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    """The dotted name with other names of the modules in it."""
+    return ".".join(names.get(module, module) for module in name.split(".")) if names else name
+
+
 @dataclass(frozen=True)
 class TensorNames:
     """outside: our name of a part outside the blocks ("final_norm") -> its module in the file, without the prefix.
     layer: the module of the blocks. inside: our name of a part of a block ("attn.qkv") -> its module there, or three of
     them, of queries, keys and values. head: the module of the head. transposed: kernels are stored [out, in]; the head
     always is. by_head: a packed attn.qkv has its rows head by head, if every head has keys and values of its own.
+
+    A star in the name of a module stands for the number of an expert. fused: a tensor of a layer that may hold all
+    experts at once (`fused_experts.py`) -> our names of the parts that each of them has in it, in order. in_files: what
+    a file calls a module, where that is not its name. results: a tap of a block -> the module there whose result it is,
+    where that is none of the modules above.
     """
 
     outside: Mapping[str, str]
@@ -54,6 +79,9 @@ class TensorNames:
     head: str = "lm_head"
     transposed: bool = True
     by_head: bool = False
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    in_files: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def embedding(self) -> str:
@@ -67,7 +95,12 @@ class TensorNames:
 
     def in_file(self, name: str, prefix: str) -> str:
         """The whole name of a tensor: the head stands beside the model that the prefix names."""
+        name = _renamed(name, self.in_files)
         return name if name.startswith(f"{self.head}.") else prefix + name
+
+    def in_model(self, name: str, prefix: str) -> str:
+        """The inverse; a name may lack the prefix, and may be called in the file as in the model."""
+        return _renamed(name.removeprefix(prefix), {theirs: ours for ours, theirs in self.in_files.items()})
 
     def stored(self, config: ModelConfig) -> dict[str, Stored]:
         """Our dotted name -> how it is stored, for every parameter. ConfigurationError for one that has no name."""
@@ -82,14 +115,23 @@ class TensorNames:
             return Stored(((f"{self.head}.{leaf}", shape[::-1]),), transposed=leaf == "weight")
         if part in self.outside:
             return Stored(((f"{self.outside[part]}.{leaf}", shape),))
-        layer, _, inner = part.removeprefix("blocks.").partition(".")
+        layer, _, inner = name.removeprefix("blocks.").partition(".")
+        kernel = name.endswith(".kernel")
+        if inner in self.inside:  # a map that is one array and no more, such as the gate of a router
+            leaf, kernel = "weight", True
+        else:
+            inner = inner.rpartition(".")[0]
         if inner not in self.inside:
             message = f"{name} has no name there"
             raise ConfigurationError(message)
-        modules, kernel = self.inside[inner], name.endswith(".kernel")
+        modules = self.inside[inner]
         transposed = kernel and self.transposed
-        stack = (shape[::-1] if transposed else shape) if kernel else shape  # as it lies in the file
+        stack = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape  # as it lies in the file
         start = f"{self.layer}.{layer}."
+        if isinstance(modules, str) and "*" in modules:
+            before, after = modules.split("*")
+            parts = ((f"{start}{before}{number}{after}.{leaf}", stack[1:]) for number in range(stack[0]))
+            return Stored(tuple(parts), transposed, experts=True)
         if isinstance(modules, str):
             attention = config.blocks[int(layer)].attention
             alone = self.by_head and inner == "attn.qkv" and attention.num_heads == attention.num_kv_heads

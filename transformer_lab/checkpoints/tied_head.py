@@ -19,7 +19,7 @@ def by_short_name(tensors: Mapping[str, Tensor], family: ModuleType) -> dict[str
     torch.compile; no buffers."""
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        short = name.removeprefix(COMPILED).removeprefix(family.PREFIX)
+        short = family.NAMES.in_model(name.removeprefix(COMPILED), family.PREFIX)
         if family.BUFFERS.fullmatch(short):
             continue
         if short in result:

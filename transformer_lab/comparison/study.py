@@ -27,6 +27,7 @@ from transformer_lab.comparison.reporting.report import Part, Report, report_of
 from transformer_lab.errors import ConfigurationError, LabError
 from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
 from transformer_lab.left_over import temporary_folder
+from transformer_lab.model.causality import not_in_pieces
 
 Progress = Callable[[str, int, int], None]
 LONGEST_GRADIENT = 32  # tokens: a backward pass keeps every score of every layer
@@ -83,6 +84,8 @@ def compare(
         raise ConfigurationError(message)
     ids = [np.asarray(true_model.prompt_ids(prompt)) for prompt in listed]
     new_tokens = min(new_tokens, true_model.config.context_length - max(map(len, ids)))
+    competing = not_in_pieces(config)
+    new_tokens = new_tokens if competing is None else 0
     true_tokens: list[list[int]] = []
     if new_tokens:
         together: Any = true_model.generate([row.tolist() for row in ids], max_new_tokens=new_tokens)
@@ -98,7 +101,7 @@ def compare(
 
     true_gradients: TrueGradients | None = None
     detached: list[str] = []
-    without_gradient: list[str] = []
+    without_gradient: list[str] = [] if competing is None else [f"Not judged: what generate gives. {competing}"]
     if gradients and len(ids[0]) > 1:
         say("gradients of the truth")
         try:

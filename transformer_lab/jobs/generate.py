@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from transformer_lab.config import Settings
 from transformer_lab.jobs.loading import in_words, load_chosen_model
 from transformer_lab.jobs.prompts import Prompt, chosen_prompt, chosen_stop
 from transformer_lab.jobs.record import Result, peak_memory_bytes
+from transformer_lab.model.causality import TokensCompete, not_in_pieces
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Generate:
         }
         model = load_chosen_model(settings)
         _say_what_is_suggested(model)
+        if (why := not_in_pieces(model.config)) is not None:
+            print(why, file=sys.stderr)
+            warnings.simplefilter("ignore", TokensCompete)
         chat = None if settings.chat is None else prompt
         if chat is not None:
             prompt = model.chat_ids(chat)

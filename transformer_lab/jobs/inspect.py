@@ -1,4 +1,6 @@
-"""`job=inspect`: what a model folder or a .safetensors file holds, from its headers. Needs no backend and no memory."""
+"""`job=inspect`: what a model folder, a .safetensors or a .gguf file holds, from its headers. Needs no backend and no
+memory.
+"""
 
 import json
 import sys
@@ -38,11 +40,13 @@ def _print_tables(found: Inspection) -> None:
     from rich.text import Text
 
     console = Console(file=sys.stdout)
+    used = found.active_parameters
     facts = Table(title=Text(printable(found.path)), show_header=False, box=SIMPLE_HEAD)
     for name, value in (
         ("model type", printable(found.model_type or "not said")),
         ("loads here", "yes" if found.loads else "no"),
         ("parameters", f"{found.total_parameters:,}"),
+        *([("of a token", f"{used:,}")] if used not in (None, found.total_parameters) else []),
         ("bytes", f"{found.total_bytes:,}"),
         ("types", ", ".join(f"{count:,} {dtype}" for dtype, count in found.parameters_by_dtype.items())),
         ("tokenizer", ", ".join(found.tokenizer_files) or "none"),

@@ -51,7 +51,9 @@ def chosen_tokenizer(source: str, kind: str, vocab_size: int | None = None) -> T
 def in_words(model: Any) -> str:
     """Which model runs where, for the head of a table."""
     where = f"{model.backend.name} on {model.backend.device}, {model.backend.precision}"
-    return f"{printable(model.source)}, {model.parameters_count:,} parameters; {where}"
+    total, active = model.parameters_count, model.active_parameters_count
+    of_a_token = f", {active:,} of them for a token" if active != total else ""
+    return f"{printable(model.source)}, {total:,} parameters{of_a_token}; {where}"
 
 
 def chosen_parts(settings: Settings) -> dict[str, Any]:

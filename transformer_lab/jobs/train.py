@@ -43,7 +43,7 @@ from transformer_lab.sources import ModelFiles, config_folder, model_files
 from transformer_lab.tokenizers import load_tokenizer_folder
 from transformer_lab.training import checkpoint, metrics_file
 from transformer_lab.training.loop import Plan, Report, TrainingRun
-from transformer_lab.training.step import TrainingStep, require_trainable
+from transformer_lab.training.step import TrainingStep, require_learning, require_trainable
 from transformer_lab.training.tracking import Guarded
 from transformer_lab.training.windows import Batches
 
@@ -114,7 +114,7 @@ class Train(Plan):
             **_named("schedule", {"_target_": type(schedule).__name__} | asdict(schedule)),
         }
         with enough_memory(f"training {count(config):,} parameters with job.batch_size={self.batch_size}"):
-            training = TrainingStep(ops, config, arrays, optimizer, self.average_decay)
+            training = TrainingStep(ops, config, arrays, optimizer, self.average_decay, settings.seed)
             surroundings = _surroundings(ops, validation)
             run = TrainingRun(
                 folder, self._plan(), training, model, batches, validation, schedule, _plain(identity), surroundings
@@ -294,6 +294,7 @@ def _start(settings: Settings, ops: Any) -> Start:
             found = (load_tokenizer_folder(adapter, kind) if adapter else None) or load_tokenizer_folder(folder, kind)
             tokenizer = found or chosen_tokenizer(str(source), kind, config.vocab_size)
         folder = None if random else folder
+    require_learning(config)
     checkpoints.to_hf(config)  # refused now, not after hours: a model that no family can store
     require_bytes(count(config) * 4 * np.dtype(dtype).itemsize, f"training {count(config):,} parameters")
     if folder is None:
@@ -337,7 +338,10 @@ def _values(report: Report) -> dict[str, Any]:
         "gradient_norm": report.gradient_norm,
         "learning_rate": report.learning_rate,
         "tokens_per_s": round(report.tokens_per_s, 1),
+        **report.routing,
     }
+    if report.loads:
+        values["loads"] = report.loads
     if report.evaluation is not None:
         values |= {"validation_loss": report.evaluation.loss, "bits_per_byte": report.evaluation.bits_per_byte}
     if report.sample is not None:
@@ -365,6 +369,8 @@ def _shown(run: TrainingRun, steps: int) -> Iterator[Callable[[Report], None]]:
 
     def line(report: Report) -> str:
         words = f"step {report.step:,}/{steps:,}  loss {report.loss:.4f}  {report.tokens_per_s:,.0f} tokens/s"
+        if report.routing:
+            words += f"  {_routing_in_words(report.routing)}"
         left = (time.monotonic() - begin) / (report.step - first) * (steps - report.step)
         words += f"  {_duration(left)} left"
         if report.evaluation is not None:
@@ -402,6 +408,11 @@ def _shown(run: TrainingRun, steps: int) -> Iterator[Callable[[Report], None]]:
                 console.print(Text(f"  {printable(report.sample)}"))
 
         yield advance
+
+
+def _routing_in_words(numbers: Mapping[str, float]) -> str:
+    words = f"balance {numbers['balance_loss']:.3f}, busiest expert {1.0 + numbers['max_violation']:.1f}x"
+    return words + (f", {numbers['dead_experts']} dead" if numbers["dead_experts"] else "")
 
 
 def _duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.outside_part import OutsidePart
 from transformer_lab.position.none import NoPosition
 
-PARTS = ("block", "attention", "position", "norm", "ffn")
+PARTS = ("block", "attention", "position", "norm", "ffn", "router", "balancer")
 
 
 def with_parts(config: ModelConfig, **parts: Any) -> ModelConfig:
@@ -20,8 +20,8 @@ def with_parts(config: ModelConfig, **parts: Any) -> ModelConfig:
 
     ffn, attention: another component, or a mapping of fields to change in the layer's own. position: a component; it
     takes the place of every position that the model has. norm: a component, in the blocks and before the head. block: a
-    callable that makes a block of attention=, ffn= and norm=, such as `Parallel`. Each may be the name of a choice, as
-    on the command line: norm="rms_norm".
+    callable that makes a block of attention=, ffn= and norm=, such as `Parallel`. router, balancer: those
+    of a mixture of experts. Each may be the name of a choice, as on the command line: norm="rms_norm".
 
     A wrong name of a part or of a field is answered with the nearest one.
     """
@@ -41,6 +41,8 @@ _ASKED = {
     "position": ("in_attention",),
     "norm": ("shapes", "__call__"),
     "ffn": ("shapes", "taps", "__call__"),
+    "router": ("shapes", "logits", "choose", "weigh"),
+    "balancer": ("states", "moved"),
 }
 
 
@@ -64,6 +66,14 @@ def _changed(block: Any, parts: Mapping[str, Any]) -> Any:
     if isinstance(block, OutsidePart):
         return _given_again(block, parts)
     attention, ffn = (_with_fields(name, getattr(block, name), parts.get(name)) for name in ("attention", "ffn"))
+    for name in ("router", "balancer"):
+        if name in parts:
+            if not hasattr(ffn, name):
+                message = f"{name} cannot be chosen: {type(ffn).__name__} has no field of that name. Say ffn=moe too."
+                raise ConfigurationError(message)
+            if isinstance(saved := getattr(ffn, name), OutsidePart):
+                saved.require(parts[name])
+            ffn = replace(ffn, **{name: parts[name]})
     if "position" in parts:
         if not hasattr(attention, "position"):
             message = f"position cannot be chosen: {type(attention).__name__} has no field of that name."

@@ -1,5 +1,6 @@
 """The class LanguageModel: everything that can be asked of a model, each in a few lines. The work is done elsewhere."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -20,8 +21,9 @@ from transformer_lab.language_model.request import Request
 from transformer_lab.language_model.text_stream import TextStream
 from transformer_lab.language_model.token_ids import checked_ids
 from transformer_lab.memory import enough_memory
+from transformer_lab.model.causality import TokensCompete, not_in_pieces
 from transformer_lab.model.config import ModelConfig
-from transformer_lab.model.parameters import count, flatten, nest, shapes
+from transformer_lab.model.parameters import active, count, flatten, nest, shapes
 from transformer_lab.tokenizers import TOKENIZER_FILES, Tokenizer, chat_text
 
 
@@ -53,8 +55,8 @@ class LanguageModel:
 
     @property
     def active_parameters_count(self) -> int:
-        """How many of them take part in each token: all, in a dense model."""
-        return self.parameters_count
+        """How many of them take part in each token: all, but for the experts that it does not go to."""
+        return active(self.config)
 
     def weights_sha256(self) -> str | None:
         """sha256 over the weight files, or None for random weights."""
@@ -80,14 +82,17 @@ class LanguageModel:
         ids = checked_ids(token_ids, self.config.vocab_size, 2, self.config.context_length + 1)
         return self._passes.losses(self.params, ids)
 
-    def record(self, token_ids: Any, names: str | Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def record(
+        self, token_ids: Any, names: str | Sequence[str] | None = None, patches: Mapping[str, Any] | None = None
+    ) -> dict[str, np.ndarray]:
         """{tap name: NumPy array} of one uncached pass over token_ids [T] or [B, T]; see `model.decoder` for the taps.
 
-        names: the taps to keep, or one; None is all that the bound operations show. Raises ConfigurationError for an
-        unknown name, and for one that lies inside a fused operation.
+        names: the taps to keep, or one; None is all that the bound operations show. patches: {tap name: array of its
+        shape}, what takes the place of its value from there on, such as a route that was recorded. Raises
+        ConfigurationError for an unknown name, for one inside a fused operation, and for another shape.
         """
         ids = checked_ids(token_ids, self.config.vocab_size, 1, self.config.context_length)
-        return self._passes.taps(self.params, ids, names)
+        return self._passes.taps(self.params, ids, names, patches)
 
     # --- text -------------------------------------------------------------------------------------------------------
 
@@ -123,6 +128,8 @@ class LanguageModel:
         return TextStream(self._decoding(request))
 
     def _decoding(self, request: Request) -> Decoding:
+        if (why := not_in_pieces(self.config)) is not None:
+            warnings.warn(why, TokensCompete, stacklevel=4)
         stops = request.stop_strings()
         if stops:
             self._needed_tokenizer("look for stop strings")

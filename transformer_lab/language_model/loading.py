@@ -38,6 +38,8 @@ def load_model(
     position: Any = None,
     norm: Any = None,
     ffn: Any = None,
+    router: Any = None,
+    balancer: Any = None,
     device: str | None = None,
     revision: str | None = None,
     weights: str = "pretrained",
@@ -55,8 +57,8 @@ def load_model(
     tokenizer: None or "byte_bpe" (by hand), or "huggingface" (the `tokenizers` library).
     cache: a policy of transformer_lab.cache, or its name; None is Contiguous(). device: as the backend calls it; None
         is the CPU.
-    block, attention, position, norm, ffn: other parts in every layer (`with_parts`): a component, or of attention and
-        ffn the fields to change, such as ffn={"activation": "relu"}.
+    block, attention, position, norm, ffn, router, balancer: other parts in every layer (`with_parts`): a component, or
+        of attention and ffn the fields to change, such as ffn={"activation": "relu"}.
     weights: "random" takes only the shape of `source` and draws weights from `seed`; nothing is downloaded for a
         name under resources/config. progress(what, done, total) is called while loading.
 
@@ -75,6 +77,7 @@ def load_model(
     random = weights == "random"
     folder, adapter = ModelFiles(config_folder(source, revision), None) if random else model_files(source, revision)
     parts = {"block": block, "attention": attention, "position": position, "norm": norm, "ffn": ffn}
+    parts |= {"router": router, "balancer": balancer}
     config, original = with_parts(checkpoints.read_config(folder), **parts), checkpoints.read_original(folder)
     found: list[Tokenizer | None] = []
 

@@ -11,7 +11,7 @@ attn.out, post_norm_1, resid_mid, norm_2 [B, T, D], ffn.pre and ffn.act [B, T, F
 [B, T, D]; final_norm [B, T, D], logits [B, T, V]. A fused attention shows neither scores nor pattern.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformer_lab.backends.plain.manual import identity
@@ -36,19 +36,22 @@ def forward(
     tap: Callable[[str, Any], Any] = identity,
     logits_at: Any = None,
     lengths: Any = None,
+    noise: Mapping[int, Any] | None = None,
 ) -> tuple[Any, Any]:
     """token_ids [B, T] at positions start [B] onward -> (logits [B, T, V], the cache).
 
     cache: None (start must be 0), or what a policy of `transformer_lab.cache` allocated; it is consumed.
     logits_at: integers [B], the one position of each row (from 0) whose logits are wanted; they are then [B, 1, V].
     lengths: integers [B], how many tokens of each row are no padding; None is all of them.
+    noise: layer -> [B, T, E], of the layers whose router wants some, in training; None elsewhere.
     Rows of unequal lengths are padded on the right with any id: what is padded is never visible to what is not.
     """
     tokens = tokens_of(ops, token_ids, start, lengths)
     x, angles = embedding(ops, config, params, tokens, tap)
     layers = []
     for layer, (block, weights) in enumerate(zip(config.blocks, params["blocks"], strict=True)):
-        here = tokens._replace(angles=angles_of(config, layer, angles))
+        drawn = None if noise is None else noise.get(layer)
+        here = tokens._replace(angles=angles_of(config, layer, angles), noise=drawn)
         x, written = block(
             ops, weights, x, here, None if cache is None else cache[layer], within(tap, f"blocks.{layer}.")
         )

@@ -7,6 +7,9 @@ import numpy as np
 
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import shapes
+from transformer_lab.model.state import State
+
+_INTO_THE_STREAM = ("attn.out.kernel", "ffn.down.kernel", "experts.down.kernel", "shared.down.kernel")
 
 
 def initialise(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
@@ -18,12 +21,14 @@ def initialise(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, np.nda
     generator = np.random.default_rng(seed)
     residual = 0.02 / math.sqrt(2 * config.num_layers)
     for name, shape in shapes(config).items():
-        if name.endswith((".bias", ".offset")):
+        if isinstance(shape, State):
+            yield name, shape.begin()
+        elif name.endswith((".bias", ".offset")):
             yield name, np.zeros(shape, np.float32)
         elif name.endswith(".weight"):
             yield name, np.ones(shape, np.float32)
         else:
-            deviation = residual if name.endswith(("attn.out.kernel", "ffn.down.kernel")) else 0.02
+            deviation = residual if name.endswith(_INTO_THE_STREAM) else 0.02
             array = generator.standard_normal(shape, np.float32)
             array *= deviation
             yield name, array

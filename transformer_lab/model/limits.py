@@ -14,6 +14,7 @@ LIMITS = {
     "num_heads": 10_000,
     "num_kv_heads": 10_000,
     "head_size": 100_000,
+    "num_experts": 100_000,
 }
 
 

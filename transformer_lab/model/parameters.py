@@ -37,6 +37,12 @@ def count(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in shapes(config).values())
 
 
+def active(config: ModelConfig) -> int:
+    """How many of them take part in each token: all, but for the experts that it does not go to."""
+    networks = [block.ffn for block in config.blocks if hasattr(block.ffn, "idle")]
+    return count(config) - sum(ffn.idle(config.hidden_size) for ffn in networks)
+
+
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{"blocks.0.norm_1.bias": x, ...} -> {"blocks": [{"norm_1": {"bias": x}}], ...}; layers may come in any order."""
     tree: dict[str, Any] = {}

@@ -7,7 +7,8 @@ class Tokens(NamedTuple):
     """ids [B, T] as they came. start [B]: the position of each row's first token; positions [B, T]: of every token.
 
     real: bool [B, T], what is no padding; None if all are. angles: (cos, sin), each [B, T, N / 2], of the rotary
-    positions of the block that is given it, or None.
+    positions of the block that is given it, or None. noise [B, T, E]: what was drawn for the router of that block, in
+    training; else None.
     """
 
     ids: Any
@@ -15,6 +16,7 @@ class Tokens(NamedTuple):
     positions: Any
     real: Any = None
     angles: Any = None
+    noise: Any = None
 
 
 def tokens_of(ops: Any, ids: Any, start: Any, lengths: Any = None) -> Tokens:

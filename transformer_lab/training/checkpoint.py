@@ -23,6 +23,7 @@ from transformer_lab.checkpoints.npz_file import read_array, read_arrays
 from transformer_lab.errors import InputFileError, UnavailableError, shown
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, nest, shapes
+from transformer_lab.model.state import without_states
 
 FOLDER, STATE, FACTS = "checkpoints", "optimizer.npz", "training.json"
 SCHEMA = 3  # 1 knew less of the run, and its schedules had other numbers; 2 had the model in one word
@@ -129,7 +130,10 @@ def load(checkpoint: Checkpoint, config: ModelConfig, dtype: Any) -> Trees:
                 message = f"{path}: {shown(key)} does not fit this model."
                 raise InputFileError(message)
             trees.setdefault(title, {})[name] = read_array(stored)
-    if not trees.keys() >= {"first", "second"} or any(set(tree) != set(wanted) for tree in trees.values()):
+    learned = without_states(wanted)
+    needed = {title: learned if title in ("first", "second") else wanted for title in trees}
+    whole = all(tree.keys() == needed[title].keys() for title, tree in trees.items())
+    if not (whole and trees.keys() >= {"first", "second"}):
         message = f"{path} does not hold the moments of every parameter. The checkpoint is damaged."
         raise InputFileError(message)
     return trees

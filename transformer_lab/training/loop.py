@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformer_lab.errors import ConfigurationError, InputFileError, Unavailab
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.training import checkpoint
 from transformer_lab.training.evaluation import Evaluation, evaluate
+from transformer_lab.training.routing_metrics import loads_of, routing_numbers
 from transformer_lab.training.schedule import Schedule
 from transformer_lab.training.step import TrainingStep
 
@@ -62,7 +63,8 @@ class Plan:
 class Report:
     """After a step: its loss (in nats per token, before the step), the norm of its gradients, and what else was done.
 
-    learning_rate: of this step. tokens: in its batch. evaluation, sample: if there was one.
+    learning_rate: of this step. tokens: in its batch. evaluation, sample: if there was one. routing: of a mixture of
+    experts, `routing_numbers` of the step; loads: of each layer's experts, where there was an evaluation.
     """
 
     step: int
@@ -73,6 +75,8 @@ class Report:
     tokens_per_s: float
     evaluation: Evaluation | None = None
     sample: str | None = None
+    routing: Mapping[str, float] = field(default_factory=dict)
+    loads: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 class TrainingRun:
@@ -162,7 +166,9 @@ class TrainingRun:
                 self.done, self.loss = step, loss
                 self.evaluation = None if evaluation is None else asdict(evaluation)
                 tokens = plan.accumulate * plan.batch_size * length
-                yield Report(step, loss, norm, self.learning_rate(step), tokens, tokens / seconds, evaluation, sample)
+                rate, told = self.learning_rate(step), self.training.told
+                routing, loads = routing_numbers(told), {} if evaluation is None else loads_of(told)
+                yield Report(step, loss, norm, rate, tokens, tokens / seconds, evaluation, sample, routing, loads)
                 if last or improved or _due(step, plan.checkpoint_every) or interrupted():
                     sync()
                     self._save()

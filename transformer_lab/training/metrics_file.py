@@ -9,6 +9,7 @@ It does not know what the numbers mean, nor who shows them (tracking.py, charts/
 import json
 import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -31,7 +32,7 @@ class MetricsFile:
         self.path = folder / FILE_NAME
         self._open()
 
-    def write(self, step: int, **values: float | str | None) -> None:
+    def write(self, step: int, **values: float | str | Mapping[str, Any] | None) -> None:
         """Appends a line. A number that is not finite becomes null. What a full disk cuts off is taken back."""
         line = json.dumps({"step": step} | {name: _plain(value) for name, value in values.items()}, allow_nan=False)
         encoded = line.encode() + b"\n"

@@ -18,9 +18,9 @@ Tree = dict[str, Any]
 class AdamW:
     """Adam with decoupled weight decay (Kingma and Ba 2014, arXiv 1412.6980; Loshchilov and Hutter 2017, 1711.05101).
 
-    learning_rate: the peak; the schedule gives each step's share of it. weight_decay: of kernels and embeddings; norms
-    and biases (arrays of one axis) are not decayed. clip_norm: gradients are scaled down to this norm over all
-    parameters (Pascanu et al. 2012, arXiv 1211.5063); null leaves them alone.
+    learning_rate: the peak; the schedule gives each step's share of it. weight_decay: of kernels and embeddings, not of
+    norms and biases (`is_decayed`). clip_norm: gradients are scaled down to this norm over all parameters (Pascanu et
+    al. 2012, arXiv 1211.5063); null leaves them alone.
     """
 
     learning_rate: float = 1e-3
@@ -80,12 +80,17 @@ class AdamW:
             m = self.beta_1 * moments["first"][name] + (1.0 - self.beta_1) * gradient
             v = self.beta_2 * moments["second"][name] + (1.0 - self.beta_2) * (gradient * gradient)
             change = (m * correct_1) / (xp.sqrt(v * correct_2) + self.epsilon)
-            if gradient.ndim > 1 and self.weight_decay:
+            if self.weight_decay and is_decayed(name, gradient.ndim):
                 change = change + self.weight_decay * params[name]
             new[name] = xp.where(good, params[name] - rate * change, params[name])
             first[name] = xp.where(good, m, moments["first"][name])
             second[name] = xp.where(good, v, moments["second"][name])
         return new, {"first": first, "second": second}, norm
+
+
+def is_decayed(name: str, axes: int) -> bool:
+    """Whether weight decay touches a parameter: no norm and no bias, also not those of experts, which have two axes."""
+    return axes > 1 and not name.endswith((".bias", ".offset", ".weight"))
 
 
 def global_norm(ops: Any, tree: Tree) -> Any:

@@ -57,6 +57,71 @@ def split_unavailable(ops: Any) -> str | None:
     return None if ops.device == "cpu" else "the kernel is split for the cores of a CPU."
 
 
+SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64
+
+
+def by_blocks(ops: Any, run: Callable[[Any, Any], Any], params: Any, rows: Any, sizes: Any) -> Any:
+    """`by_groups` where no shape may depend on numbers: a loop over blocks of rows, each of one group.
+
+    A block that is not full reaches into the next group, whose own blocks come later and write over that. Gradients run
+    the same loop again: jax.lax.ragged_dot would compute all groups for every row on a CPU, and the gradient of a plain
+    loop would add up whole stacks of kernels, once for each block.
+    """
+    groups, total = sizes.shape[0], rows.shape[0]
+    block = SMALLEST_BLOCK
+    while block < LARGEST_BLOCK and 2 * block * groups <= total:
+        block *= 2
+
+    def places(sizes: Any) -> tuple[Any, Any, Any]:
+        counts = -(-sizes // block)
+        return jnp.cumsum(counts), counts, jnp.cumsum(sizes) - sizes
+
+    def group_of(index: Any, sizes: Any) -> tuple[Any, Any, Any]:
+        """(the group of a block, its first row, how many rows of it are the group's)."""
+        ends, counts, firsts = places(sizes)
+        group = jnp.searchsorted(ends, index, side="right")
+        begin = (index - ends[group] + counts[group]) * block
+        return group, firsts[group] + begin, jnp.minimum(block, sizes[group] - begin)
+
+    def part(array: Any, first: Any) -> Any:
+        return jax.lax.dynamic_slice_in_dim(array, first, block, 0)
+
+    def padded(array: Any) -> Any:
+        return jnp.concatenate([array, jnp.zeros((block, *array.shape[1:]), array.dtype)])
+
+    def forward(params: Any, rows: Any, sizes: Any) -> Any:
+        wide = padded(rows)
+        out = jax.eval_shape(run, jax.tree.map(lambda leaf: leaf[0], params), wide[:block])
+
+        def step(index: Any, y: Any) -> Any:
+            group, first, own = group_of(index, sizes)
+            made = jnp.where(jnp.arange(block)[:, None] < own, run(ops.picked(params, group), part(wide, first)), 0)
+            return jax.lax.dynamic_update_slice_in_dim(y, made, first, 0)
+
+        start = jnp.zeros((total + block, *out.shape[1:]), out.dtype)
+        return jax.lax.fori_loop(0, places(sizes)[0][-1], step, start)[:total]
+
+    def backward(kept: Any, gradient: Any) -> Any:
+        params, rows, sizes = kept
+        wide, gradient = padded(rows), padded(gradient)
+
+        def step(index: Any, carry: Any) -> Any:
+            sums, dx = carry
+            group, first, own = group_of(index, sizes)
+            _, back = jax.vjp(run, ops.picked(params, group), part(wide, first))
+            dp, dpart = back(jnp.where(jnp.arange(block)[:, None] < own, part(gradient, first), 0))
+            sums = jax.tree.map(lambda total, more: total.at[group].add(more), sums, dp)
+            return sums, jax.lax.dynamic_update_slice_in_dim(dx, dpart, first, 0)
+
+        zeros = jax.tree.map(jnp.zeros_like, (params, wide))
+        sums, dx = jax.lax.fori_loop(0, places(sizes)[0][-1], step, zeros)
+        return sums, dx[:total], None
+
+    made = jax.custom_vjp(forward)
+    made.defvjp(lambda params, rows, sizes: (forward(params, rows, sizes), (params, rows, sizes)), backward)
+    return made(params, rows, sizes)
+
+
 class Phase:
     """What is noted while a step is traced. indices: the elements that are computed again, or None the first time."""
 
@@ -287,8 +352,33 @@ class JaxBackend(Backend):
             return super().repeat(step, count, carry)
         return jax.lax.fori_loop(0, count, step, carry)
 
-    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        return self._in_scope(jax.value_and_grad(function))
+    def _dispatch(self, wanted: str) -> str:
+        """In exact mode every other size is another program, so every expert computes every row."""
+        return "loop" if self.precision == "exact" and wanted == "fused" else super()._dispatch(wanted)
+
+    def stacked(self, kernels: list[Any]) -> Any:
+        if self.precision == "exact":
+            return super().stacked(kernels)
+        with self.scope():
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *kernels)
+
+    def recover(self, name: str, parameter: Any) -> np.ndarray:
+        leaves = jax.tree.leaves(parameter)
+        if self.precision != "exact" and name.endswith(".kernel") and leaves[0].ndim == 3:
+            ones = (jax.tree.map(lambda leaf, place=place: leaf[place], parameter) for place in range(len(leaves[0])))
+            return np.stack([super(JaxBackend, self).recover(name, one) for one in ones])
+        return super().recover(name, parameter)
+
+    def picked(self, params: Any, index: Any) -> Any:
+        if isinstance(index, int):
+            return jax.tree.map(lambda leaf: leaf[index], params)
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False), params)
+
+    def by_groups(self, run: Callable[[Any, Any], Any], params: Any, rows: Any, sizes: Any) -> Any:
+        return by_blocks(self, run, params, rows, sizes)
+
+    def value_and_grad(self, function: Callable[..., Any], extra: bool = False) -> Callable[..., tuple[Any, Any]]:
+        return self._in_scope(jax.value_and_grad(function, has_aux=extra))
 
     def bucket(self, length: int, limit: int) -> int:
         return bucket_length(length, limit)

@@ -234,5 +234,8 @@ class NumpyBackend(Backend):
     def compile(self, function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         return function
 
-    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-        return recorded.value_and_grad(function, lambda: Tape(array_namespace, RULES, CONSTANT, "The numpy backend"))
+    def value_and_grad(self, function: Callable[..., Any], extra: bool = False) -> Callable[..., tuple[Any, Any]]:
+        def tape() -> Tape:
+            return Tape(array_namespace, RULES, CONSTANT, "The numpy backend")
+
+        return recorded.value_and_grad(function, tape, extra=extra)

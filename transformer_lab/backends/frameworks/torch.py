@@ -301,13 +301,15 @@ class TorchBackend(Backend):
 
         return eager
 
-    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    def value_and_grad(self, function: Callable[..., Any], extra: bool = False) -> Callable[..., tuple[Any, Any]]:
         def both(params: Any, *arguments: Any) -> tuple[Any, Any]:
             leaves, structure = torch.utils._pytree.tree_flatten(params)
             with torch.enable_grad():
                 leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-                value = function(torch.utils._pytree.tree_unflatten(leaves, structure), *arguments)
+                found = function(torch.utils._pytree.tree_unflatten(leaves, structure), *arguments)
+                value = found[0] if extra else found
                 gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-            return value.detach(), torch.utils._pytree.tree_unflatten(list(gradients), structure)
+            found = torch.utils._pytree.tree_map(lambda leaf: leaf.detach(), found)
+            return found, torch.utils._pytree.tree_unflatten(list(gradients), structure)
 
         return both

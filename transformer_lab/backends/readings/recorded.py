@@ -227,11 +227,15 @@ def _on_tape(value: Any, recorded: Sequence[Recorded], send: Gradient) -> Record
 
 
 def value_and_grad(
-    function: Callable[..., Any], new_tape: Callable[[], Tape], is_leaf: Callable[[Any], bool] | None = None
+    function: Callable[..., Any],
+    new_tape: Callable[[], Tape],
+    is_leaf: Callable[[Any], bool] | None = None,
+    extra: bool = False,
 ) -> Callable[..., tuple[Any, Any]]:
     """f(params, *arguments) -> one number becomes one that returns (the number, a tree of gradients like params).
 
-    is_leaf: what gradients are taken with respect to; NumPy's arrays of floats, if it is not given.
+    extra: f gives a tree of arrays beside the number, and so does what it becomes. is_leaf: what gradients are taken
+    with respect to; NumPy's arrays of floats, if it is not given.
     """
 
     def both(params: Any, *arguments: Any) -> tuple[Any, Any]:
@@ -248,6 +252,7 @@ def value_and_grad(
 
         try:
             result = function(mapped(leaf, params), *arguments)
+            result, more = result if extra else (result, None)
             value = plain(result)
             if np.shape(value) != () if not isinstance(value, Read) else tuple(value.shape) != ():
                 message = f"Gradients are taken of one number, not of an array of shape {tuple(value.shape)}."
@@ -261,7 +266,8 @@ def value_and_grad(
         finally:
             tape.steps.clear()  # it refers to itself through what the steps hold
         collected = iter(own_arrays(tape, slots))
-        return value, mapped(lambda x: next(collected), params)
+        gradients = mapped(lambda x: next(collected), params)
+        return ((value, mapped(plain, more)) if extra else value), gradients
 
     return both
 

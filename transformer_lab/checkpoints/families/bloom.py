@@ -30,7 +30,7 @@ OWN |= {"seq_length": "max_position_embeddings"}  # ALiBi has no longest text; t
 
 
 def config_from(fields: Fields) -> ModelConfig:
-    fields = Fields(fields.path, fields.values, OWN)
+    fields = fields.renamed(OWN)
     sizes = SIZES.read(fields.without("head_dim", "num_key_value_heads"))
     fields.require_plain_decoder(sizes.max_position_embeddings)
     fields.require("apply_residual_connection_post_layernorm", (False,), "only residuals before the norm are offered")

@@ -42,7 +42,7 @@ def config_from(fields: Fields) -> ModelConfig:
     (transformers takes n_positions alone), reorder_and_upcast_attn (the same function in another order; the softmax
     here accumulates in float32 at least, which is what it asks for), and everything for summaries and generation.
     """
-    fields = Fields(fields.path, fields.values, OWN)
+    fields = fields.renamed(OWN)
     sizes = SIZES.read(fields.without("head_dim", "num_key_value_heads"))
     fields.require_plain_decoder(sizes.max_position_embeddings)
     fields.require("add_cross_attention", (False,), "only decoders without cross-attention are offered")

@@ -25,7 +25,7 @@ SIZES = Sizes(50257, 768, 12, 12, 1024, tied=True, bos=50256, eos=50256)
 
 
 def config_from(fields: Fields) -> ModelConfig:
-    fields = Fields(fields.path, fields.values, gpt2.OWN)
+    fields = fields.renamed(gpt2.OWN)
     sizes = SIZES.read(fields.without("head_dim", "num_key_value_heads"))
     fields.require_plain_decoder(sizes.max_position_embeddings)
     fields.require("add_cross_attention", (False,), "only decoders without cross-attention are offered")

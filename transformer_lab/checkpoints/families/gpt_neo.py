@@ -26,7 +26,7 @@ SIZES = Sizes(50257, 2048, 24, 16, 2048, tied=True, bos=50256, eos=50256)
 
 
 def config_from(fields: Fields) -> ModelConfig:
-    fields = Fields(fields.path, fields.values, {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"})
+    fields = fields.renamed({"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"})
     sizes = SIZES.read(fields.without("head_dim", "num_key_value_heads"))
     fields.require_plain_decoder(sizes.max_position_embeddings)
     inner = fields.whole_or_null("intermediate_size", 100 * LIMITS["hidden_size"])

@@ -34,7 +34,7 @@ def config_from(fields: Fields) -> ModelConfig:
         fields.refuse("head_dim", f"is {shown(fields.values['head_dim'])}; heads are hidden_size / num_attention_heads")
     fields = fields.without("rope_theta", "partial_rotary_factor")  # which it knows by other names
     renamed = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
-    fields = Fields(fields.path, fields.values, renamed)
+    fields = fields.renamed(renamed)
     bias, norm = fields.flag("attention_bias", True), LayerNorm(fields.positive("layer_norm_eps", 1e-5))
     inner = fields.whole("intermediate_size", 24576, 100 * LIMITS["hidden_size"])
     ffn = Dense(inner, fields.activation("hidden_act", "gelu"))

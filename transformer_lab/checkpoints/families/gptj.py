@@ -25,7 +25,7 @@ SIZES = Sizes(50400, 4096, 28, 16, 2048, bos=50256, eos=50256)
 
 
 def config_from(fields: Fields) -> ModelConfig:
-    fields = Fields(fields.path, fields.values, gpt2.OWN)
+    fields = fields.renamed(gpt2.OWN)
     sizes = SIZES.read(fields.without("head_dim", "num_key_value_heads"))
     fields.require_plain_decoder(sizes.max_position_embeddings)
     turned = fields.values.get("rotary_dim", 64)

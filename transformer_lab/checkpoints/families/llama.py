@@ -98,11 +98,15 @@ def fields_from(config: ModelConfig) -> dict[str, Any]:
 
 def common_fields(config: ModelConfig) -> dict[str, Any]:
     """What every family near Llama writes."""
+    ffn = config.blocks[0].ffn
+    return fields_around(config) | {"intermediate_size": ffn.size, "hidden_act": activation_name(ffn.activation)}
+
+
+def fields_around(config: ModelConfig) -> dict[str, Any]:
+    """The same, but for the networks."""
     block = config.blocks[0]
     rotary = rotary_fields(block.attention.position, block.attention.head_size)
     return size_fields(config) | {
-        "intermediate_size": block.ffn.size,
-        "hidden_act": activation_name(block.ffn.activation),
         "rms_norm_eps": float(getattr(block.norm, "epsilon", 0.0)),
         "rope_theta": rotary["rope_theta"],  # read by transformers 4
         "rope_parameters": rotary,  # and by 5

@@ -17,12 +17,13 @@ SIZES = Sizes(50304, 4096, 32, 32, 2048, eos=50279)
 def config_from(fields: Fields) -> ModelConfig:
     sizes = SIZES.read(fields.without("head_dim"))
     fields.require_plain_decoder(sizes.max_position_embeddings)
-    fields.require("clip_qkv", (None,), "queries, keys and values that are clipped are not offered")
     bias, norm = fields.flag("attention_bias", False), LayerNorm(1e-5, weight=False, bias=False)
-    attention = llama.attention(fields, sizes, qkv_bias=bias, out_bias=bias)
+    clip = None if fields.values.get("clip_qkv") is None else fields.positive("clip_qkv", 0.0)
+    attention = llama.attention(fields, sizes, qkv_bias=bias, out_bias=bias, clip=clip)
     block = Sequential(attention, llama.gated(fields.without("mlp_bias"), 11008), norm)
     return llama.with_modest_tables(fields, sizes.model((block,) * sizes.num_hidden_layers, norm))
 
 
 def fields_from(config: ModelConfig) -> dict[str, Any]:
-    return llama.common_fields(config) | {"attention_bias": config.blocks[0].attention.qkv_bias}
+    attention = config.blocks[0].attention
+    return llama.common_fields(config) | {"attention_bias": attention.qkv_bias, "clip_qkv": attention.clip}

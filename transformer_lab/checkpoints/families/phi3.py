@@ -44,7 +44,7 @@ def _renamed(fields: Fields) -> Fields:
         found = values.get(name)
         if isinstance(found, dict) and found.get("rope_type", found.get("type")) in ("su", "yarn"):
             values[name] = {key: value for key, value in found.items() if key != "type"} | {"rope_type": "longrope"}
-    return Fields(fields.path, values)
+    return fields.holding(values)
 
 
 def fields_from(config: ModelConfig) -> dict[str, Any]:

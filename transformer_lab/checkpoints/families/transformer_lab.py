@@ -5,7 +5,8 @@ A part is an object with its fields, and its name beside them: {"part": "ffn/den
 folder cannot bring code. A part from outside is written as {"part": "outside", "class": ...} and must be given again
 when the model is loaded. Tensors have our own names, and lie as they are used: kernels [in, out].
 
-Every field is written, so one that is absent is missing, and is never taken for its default.
+Every field is written, so one that is absent is missing, and is never taken for its default. The day a published
+version gets another field, config.json needs a number of its layout; where there is none, it is this one.
 """
 
 import re
@@ -32,10 +33,11 @@ ARCHITECTURE = None
 PREFIX = ""
 BUFFERS = re.compile(NO_BUFFERS)
 SIZES = Sizes(1, 1, 1, 1, 1)  # none of them may be absent
-GROUPS = ("block", "attention", "position", "norm", "ffn")
+GROUPS = ("block", "attention", "position", "norm", "ffn", "router", "balancer")
 DEEPEST = 8  # parts within parts
 # The fields that hold parts, and of which group; nothing else may hold one.
 _GROUP_OF = {group: group for group in GROUPS} | {"blocks": "block", "embedding_norm": "norm", "scaling": "position"}
+_GROUP_OF |= dict.fromkeys(("experts", "shared", "capacity"), "ffn")
 _TOKENS = {"end_of_text_id": "eos_token_id", "begin_of_text_id": "bos_token_id"}
 
 
@@ -43,8 +45,12 @@ class _OwnNames:
     """Our names as they are."""
 
     embedding, head_kernel = "embed.token", "head.kernel"
+    fused: Mapping[str, tuple[str, ...]] = {}
 
     def in_file(self, name: str, prefix: str) -> str:
+        return name
+
+    def in_model(self, name: str, prefix: str) -> str:
         return name
 
     def stored(self, config: ModelConfig) -> dict[str, Stored]:

@@ -18,6 +18,7 @@ from transformer_lab.comparison.judging.spool import Spool
 from transformer_lab.comparison.participants.own_model import Feeding, OwnModel
 from transformer_lab.errors import ConfigurationError, LabError
 from transformer_lab.language_model import LanguageModel
+from transformer_lab.model.causality import not_in_batches, not_in_pieces
 
 FEEDINGS = {
     "pieces": ("prompt in 3 pieces", Feeding(pieces=3)),
@@ -106,6 +107,10 @@ def sweep(
                 continue
             if len(token_ids) == 1 and (feeding.pieces > 1 or feeding.single):
                 yield not_tried(change, "the prompt is one token")
+                continue
+            apart = not_in_pieces(model.config) if feeding.pieces > 1 or feeding.single else None
+            if (why := apart or (not_in_batches(model.config) if feeding.beside else None)) is not None:
+                yield not_tried(change, why[0].lower() + why[1:].rstrip("."))
                 continue
             yield row(change, OwnModel(model, feeding, participant))
         elif name == "threads":

@@ -58,10 +58,13 @@ def modules_of(family: ModuleType) -> Modules:
     inside = {part: module for part, module in family.NAMES.inside.items() if isinstance(module, str)}
     norms = {part: inside[part] for part in ("norm_1", "norm_2", "post_norm_1", "post_norm_2") if part in inside}
     # The projections and not what they are in: that may add the stream already (BLOOM).
-    results = norms | {"attn.out": inside["attn.out"], "ffn.out": inside["ffn.down"]}
+    results = norms | {"attn.out": inside["attn.out"]}
+    results |= {"ffn.out": inside["ffn.down"]} if "ffn.down" in inside else {}
     first = inside.get("ffn.gate", inside.get("ffn.up"))
     results |= {} if first is None else {"ffn.pre": first}
-    inputs = {"ffn.act": inside["ffn.down"], "resid_mid": inside.get("norm_2", inside["ffn.down"].rpartition(".")[0])}
+    results |= family.NAMES.results
+    inputs = {"ffn.act": inside["ffn.down"]} if "ffn.down" in inside else {}
+    inputs["resid_mid"] = inside["norm_2"] if "norm_2" in inside else inside["ffn.down"].rpartition(".")[0]
     start = f"{family.PREFIX}{family.NAMES.layer}"
     return Modules(start, f"{family.PREFIX}{family.NAMES.outside['final_norm']}", results, inputs)
 
@@ -150,6 +153,7 @@ class Transformers:
 
         def keep(tap: str, value: Any) -> None:
             value = value[0] if isinstance(value, tuple) else value
+            value = value[None] if value.ndim == 2 else value  # the rows of all tokens, which some modules work on
             wide = torch.float64 if value.dtype == torch.float64 else torch.float32
             kept[tap] = value.detach().to("cpu", wide).numpy().copy()
 

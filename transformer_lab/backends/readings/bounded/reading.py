@@ -12,6 +12,7 @@ from typing import Any
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
+from transformer_lab.backends.plain import experts
 from transformer_lab.backends.plain.manual import OPERATIONS
 from transformer_lab.backends.readings.array import Readable
 from transformer_lab.backends.readings.bounded import algebra, operations
@@ -52,6 +53,7 @@ class BoundedReading:
     name = "bounded"
     array_device = None
     compiles = False
+    dispatch = "loop"  # every expert computes every row, so that a choice within rounding changes no shapes
     in_place = False
     can_train = False
 
@@ -157,6 +159,9 @@ class BoundedReading:
         indices = algebra.ranked(self, x, -1, k, descending=True, ordered=True)
         values = algebra.FUNCTIONS["sort"](self, x, axis=-1, descending=True)
         return values[..., :k], indices
+
+    def picked(self, params: Any, index: int) -> Any:
+        return experts.picked(self, params, index)
 
     def erfc(self, x: Any) -> Bounded:
         found: Bounded = algebra.FUNCTIONS["erfc"](self, x)

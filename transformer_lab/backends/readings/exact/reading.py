@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from transformer_lab.backends.plain import experts
 from transformer_lab.backends.plain.manual import OPERATIONS, identity
 from transformer_lab.backends.readings import recorded
 from transformer_lab.backends.readings.array import Read, reading_of
@@ -247,10 +248,16 @@ class ExactReading:
         return self._kept(self.inner.place_tied_head(raw(table)))
 
     def _kept(self, parameter: Any) -> Any:
-        return parameter if isinstance(parameter, ExactKernel) else self.wrapped(parameter)
+        return parameter if isinstance(parameter, (ExactKernel, experts.Stacked)) else self.wrapped(parameter)
 
     def recover(self, name: str, parameter: Any) -> np.ndarray:
         return self.inner.recover(name, raw(parameter))
+
+    def picked(self, params: Any, index: Any) -> Any:
+        return experts.picked(self, params, index)
+
+    def by_groups(self, run: Callable[[Any, Any], Any], params: Any, rows: Any, sizes: Any) -> Any:
+        return experts.by_groups(self, run, params, rows, sizes)
 
     # --- operations and gradients -----------------------------------------------------------------------------------
 
@@ -280,11 +287,11 @@ class ExactReading:
     def _tap(self, tap: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
         return lambda name, x: raw(tap(name, self.wrapped(x)))
 
-    def value_and_grad(self, function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    def value_and_grad(self, function: Callable[..., Any], extra: bool = False) -> Callable[..., tuple[Any, Any]]:
         def tape() -> Tape:
             return Tape(self.xp, RULES, CONSTANT, "Exact mode")
 
-        both = recorded.value_and_grad(function, tape, lambda x: isinstance(x, Exact))
+        both = recorded.value_and_grad(function, tape, lambda x: isinstance(x, Exact), extra)
 
         def scoped(*arguments: Any) -> tuple[Any, Any]:
             with self.inner.scope():

@@ -32,12 +32,12 @@ def page(report: Mapping[str, Any]) -> str:
     )
     style = (FOLDER / "style.css").read_text(encoding="utf-8")
     overview, one_by_one = charts.overview(report), charts.one_by_one(report)
-    styles = {style, *re.findall("<style>(.*?)</style>", "".join(overview + one_by_one), re.DOTALL)}
+    styles = {style, *styles_in("".join(overview + one_by_one))}
     plain = summary.exact_by_nature(report)
     return environment.get_template("report.html").render(
         report=report,
         style=Markup(style),
-        policy=Markup(_policy(styles)),
+        policy=Markup(policy(styles)),
         overview=overview,
         one_by_one=one_by_one,
         left_out=len(report["participants"]) - len(charts.drawn_participants(report)),
@@ -86,7 +86,12 @@ def worst(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any
     return [row for row in rows if id(row) in kept]
 
 
-def _policy(styles: Iterable[str]) -> str:
+def styles_in(markup: str) -> list[str]:
+    """What stands in its style elements: figures bring their own."""
+    return re.findall("<style>(.*?)</style>", markup, re.DOTALL)
+
+
+def policy(styles: Iterable[str]) -> str:
     """Styles are allowed by their hash: nothing else on the page may load, run or send anything."""
     hashes = sorted(base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() for style in styles)
     allowed = " ".join(f"'sha256-{found}'" for found in hashes)

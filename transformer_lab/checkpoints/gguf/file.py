@@ -7,7 +7,7 @@ package `gguf`, which is llama.cpp's own.
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -17,7 +17,7 @@ from transformer_lab.checkpoints.regular_file import open_regular, regular_file_
 from transformer_lab.errors import InputFileError, UnavailableError, shown
 
 MAGIC = b"GGUF"
-MOST_VALUES, MOST_TENSORS, LONGEST_TEXT, MOST_DIMENSIONS = 20_000_000, 100_000, 50_000_000, 8
+MOST_VALUES, MOST_TENSORS, LONGEST_TEXT, MOST_DIMENSIONS = 5_000_000, 100_000, 50_000_000, 8
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
 _FLOATS = {0: ("F32", 4), 1: ("F16", 2), 30: ("BF16", 2)}
@@ -25,11 +25,13 @@ _FLOATS = {0: ("F32", 4), 1: ("F16", 2), 30: ("BF16", 2)}
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """shape: as NumPy has it, the axis of the blocks last. kind: of ggml's types, 0 for float32. size: bytes."""
+    """shape: as NumPy has it, the axis of the blocks last. kind: of ggml's types, 0 for float32, whose name is format.
+    size: bytes."""
 
     name: str
     shape: tuple[int, ...]
     kind: int
+    format: str
     start: int
     size: int
 
@@ -56,7 +58,8 @@ class GGUFFile:
             found = (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
         else:
             quants = _package()
-            found = quants.dequantize(data, quants.GGMLQuantizationType(tensor.kind))
+            with np.errstate(all="ignore"):  # a damaged file may have scales that are no numbers
+                found = quants.dequantize(data, quants.GGMLQuantizationType(tensor.kind))
         return np.array(found, np.float32).reshape(tensor.shape)
 
 
@@ -87,13 +90,16 @@ def read_gguf(path: Path) -> GGUFFile:
         described = [reader.tensor() for _ in range(tensors)]
         begin = -(-handle.tell() // alignment) * alignment
     placed: dict[str, GGUFTensor] = {}
-    for tensor in described:
-        tensor = GGUFTensor(tensor.name, tensor.shape, tensor.kind, tensor.start + begin, tensor.size)
+    end = begin
+    for tensor in sorted(described, key=lambda tensor: tensor.start):
+        tensor = replace(tensor, start=tensor.start + begin)
         if tensor.start % alignment or tensor.start + tensor.size > size:
             reader.refuse(f"is cut off, or damaged: {shown(tensor.name)} lies outside of it")
+        if tensor.start < end:
+            reader.refuse(f"has the tensor {shown(tensor.name)} in the midst of another")
         if tensor.name in placed:
             reader.refuse(f"has the tensor {shown(tensor.name)} twice")
-        placed[tensor.name] = tensor
+        placed[tensor.name], end = tensor, tensor.start + tensor.size
     return GGUFFile(path, found, placed)
 
 
@@ -128,12 +134,21 @@ class _Reader:
             return self.text()
         if kind == _LIST:
             inner, count = self.number("I"), self.number("Q")
-            if depth > 2 or count > self.size:
+            if depth > 2 or count > MOST_VALUES:
                 self.refuse(f"has a list of {count} values, {depth} deep")
-            return [self.value(inner, depth + 1) for _ in range(count)]
+            return self._numbers(inner, count) if inner in _NUMBERS else self._values(inner, count, depth + 1)
         if kind not in _NUMBERS:
             self.refuse(f"has a value of the unknown kind {kind}")
         return self.number(_NUMBERS[kind])
+
+    def _values(self, kind: int, count: int, depth: int) -> list[Any]:
+        return [self.value(kind, depth) for _ in range(count)]
+
+    def _numbers(self, kind: int, count: int) -> list[Any]:
+        """As `_values`, at once."""
+        self.values += count
+        form = np.dtype(_NUMBERS[kind]).newbyteorder("<")
+        return np.frombuffer(self.take(count * form.itemsize), form).tolist()
 
     def tensor(self) -> GGUFTensor:
         name, dimensions = self.text(), self.number("I")
@@ -144,11 +159,13 @@ class _Reader:
         count = math.prod(shape)
         if count == 0 or count > 2**40:
             self.refuse(f"has the tensor {shown(name)} with the shape {shown(list(shape))}")
-        return GGUFTensor(name, shape, kind, start, self._bytes(name, kind, shape, count))
+        format, size = self._stored(name, kind, shape, count)
+        return GGUFTensor(name, shape, kind, format, start, size)
 
-    def _bytes(self, name: str, kind: int, shape: tuple[int, ...], count: int) -> int:
+    def _stored(self, name: str, kind: int, shape: tuple[int, ...], count: int) -> tuple[str, int]:
+        """The name of the kind, and how many bytes there are."""
         if kind in _FLOATS:
-            return count * _FLOATS[kind][1]
+            return _FLOATS[kind][0], count * _FLOATS[kind][1]
         quants = _package()
         try:
             kept = quants.GGMLQuantizationType(kind)
@@ -158,7 +175,7 @@ class _Reader:
             self.refuse(f"holds {shown(name)} as ggml's type {kind}, which the package gguf does not read")
         if shape[-1] % block:
             self.refuse(f"has rows of {shape[-1]} in {shown(name)}, which are no whole blocks of {block}")
-        return int(count // block * size)
+        return kept.name, int(count // block * size)
 
 
 class _Quants:

@@ -1,0 +1,37 @@
+"""Parameters of experts, stacked along their first axis, and the plain ways to use one of them, or all in turn.
+
+`params` here is {map: {leaf: stack}}, as a layer's experts have it. Written once, for every backend whose arrays are
+there at once; one that compiles has ways of its own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+DISPATCHES = ("loop", "one_hot", "grouped", "gather")  # told in ffn/dispatch.py
+
+
+class Stacked(tuple[Any, ...]):
+    """The kernels of experts, placed one by one."""
+
+
+def picked(ops: Any, params: Any, index: Any) -> Any:
+    """The parameters of the expert with this number, an int or an array []."""
+    number = index if isinstance(index, int) else int(ops.to_numpy(index))
+    return {name: {leaf: stack[number] for leaf, stack in own.items()} for name, own in params.items()}
+
+
+def by_groups(ops: Any, run: Callable[[Any, Any], Any], params: Any, rows: Any, sizes: Any) -> Any:
+    """rows [R, D] lie in groups of `sizes` [E] rows, one group for each expert -> [R, D]: run(its parameters, its rows)
+    for every group that is not empty, and 0 for the rows behind the last one."""
+    apart = {
+        name: {leaf: stack if isinstance(stack, Stacked) else ops.xp.unstack(stack) for leaf, stack in own.items()}
+        for name, own in params.items()
+    }
+    made, first = [], 0
+    for expert, size in enumerate(ops.to_numpy(sizes).tolist()):
+        if size:
+            made.append(run(picked(ops, apart, expert), rows[first : first + size, :]))
+            first += size
+    if first < rows.shape[0]:
+        made.append(ops.xp.zeros_like(rows[first:, :]))
+    return made[0] if len(made) == 1 else ops.xp.concat(made, axis=0)
