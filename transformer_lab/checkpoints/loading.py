@@ -5,6 +5,7 @@ fit costs nothing, and all that is wrong with it is said at once. It does not kn
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -157,9 +158,10 @@ def _require_fit(folder: Path, family: ModuleType, wanted: Mapping[str, Stored],
 
 
 def _has_other_tensors(config: ModelConfig, folder: Path) -> bool:
-    """Whether parts were chosen that need other tensors than the folder's own config.json."""
+    """Whether parts were chosen that need other tensors than the folder's own config.json. The head is no part."""
     try:
-        return shapes(config) != shapes(read_config(folder))
+        own = shapes(replace(read_config(folder), tied_head=config.tied_head))
+        return shapes(config) != own
     except ConfigurationError:  # a part from outside: `config` holds it, with the fields that it was saved with
         return False
 
