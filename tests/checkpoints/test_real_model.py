@@ -105,7 +105,7 @@ def test_it_is_judged_sound(folder):
 @real
 @pytest.mark.full
 def test_all_of_it_is_judged_sound(folder):
-    report = lab.compare("smollm2", TEXT, BACKENDS, new_tokens=4)
+    report = lab.compare("smollm2", TEXT, ("numpy", "torch"), exact=False, new_tokens=4)
     assert report.status == "sound", report.verdict
 
 
