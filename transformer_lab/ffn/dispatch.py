@@ -8,7 +8,8 @@ differ in no rounding but that of products of other shapes: in exact mode the bi
     loop     every expert computes every row, of which its own are taken: the plain way, the judge of the others
     one_hot  rows are put into a buffer for each expert by products with ones and zeros (GShard, arXiv 2006.16668)
     grouped  rows are sorted by expert, and each expert computes its own (MegaBlocks, arXiv 2211.15841)
-    gather   each row by itself, with the kernel of its expert: for few rows, as in decoding; more are grouped
+    gather   each row by itself, with the kernel of its expert: for few rows, as in decoding; more are grouped, as
+             exact ones are
 """
 
 from collections.abc import Callable
@@ -21,7 +22,8 @@ def dispatched(ops: Any, experts: Any, params: Any, x: Any, ids: Any, kept: Any,
     """By the way that was chosen for the backend, or the one that suits the sizes."""
     way = ops.dispatch
     if way in ("fused", "gather"):
-        way = "gather" if x.shape[0] <= FEW_ROWS else "grouped"
+        # In exact mode the gradient of a kernel is one product, rounded once, and not a sum of rounded ones.
+        way = "gather" if x.shape[0] <= FEW_ROWS and ops.precision != "exact" else "grouped"
     if way == "one_hot":
         return one_hot(ops, experts, params, x, ids, kept, most)
     run: Callable[..., Any] = {"loop": loop, "grouped": grouped, "gather": gather}[way]

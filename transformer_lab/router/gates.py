@@ -12,6 +12,9 @@ def at(ops: Any, scores: Any, ids: Any) -> Any:
 
 def renormalised(ops: Any, weights: Any, epsilon: float = 0.0) -> Any:
     """weights [B, T, k] over their sum, plus epsilon."""
+    if epsilon:
+        # A gradient divides by the sum's square, which float32 does not hold near 1e-20. A power of two changes no bit.
+        weights, epsilon = weights * 2.0**40, epsilon * 2.0**40
     total = ops.xp.sum(weights, axis=-1, keepdims=True)
     return weights / (total + epsilon if epsilon else total)
 
