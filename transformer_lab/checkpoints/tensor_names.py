@@ -120,12 +120,12 @@ class TensorNames:
         part, _, leaf = name.rpartition(".")
         leaf = _LEAVES.get(leaf, leaf)
         if name in ("embed.token", "embed.position"):
-            return Stored(((f"{self.outside['embed' if name == 'embed.token' else name]}.weight", shape),))
+            part, leaf = part if name == "embed.token" else name, "weight"
         if part == "head":
             return Stored(((f"{self.head}.{leaf}", shape[::-1]),), transposed=leaf == "weight")
         if part in self.outside:
             return Stored(((f"{self.outside[part]}.{leaf}", shape),))
-        _, layer, inner = name.split(".", 2)
+        layer, _, inner = name.removeprefix("blocks.").partition(".")
         kernel = name.endswith(".kernel")
         if inner in self.inside:  # a map that is one array and no more, such as the gate of a router
             leaf, kernel = "weight", True

@@ -99,7 +99,7 @@ class Train(Plan):
             "backend.device": ops.device.partition(":")[0],  # a second GPU like the first gives the same bits
             "precision": ops.precision,
             **_named("ops", settings.sections["ops"]),
-            "model": repr(config),
+            "model": checkpoints.to_hf(config, "transformer_lab"),  # field by field, whatever family will hold it
             "model.source": str(settings.sections["model"]["source"]),
             "seed": settings.seed,  # before the text, which it also splits
             "text_sha256": text.head.get("text_sha256"),
