@@ -83,13 +83,18 @@ def write_gguf(path: str, kind: str) -> None:
 
 
 def load_llama_cpp(kind: str) -> Generate:
-    import llama_cpp as llama
-
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/gpt2.gguf"
         write_gguf(path, kind)
-        llama.llama_backend_init()
-        model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+        return load_gguf(path, VOCABULARY)
+
+
+def load_gguf(path: str, vocabulary: int) -> Generate:
+    """llama.cpp with the model in a file."""
+    import llama_cpp as llama
+
+    llama.llama_backend_init()
+    model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
     settings = llama.llama_context_default_params()
     settings.n_ctx, settings.n_batch, settings.n_seq_max = 8 * CONTEXT, 2048, 8
     settings.n_threads = settings.n_threads_batch = THREADS
@@ -116,7 +121,7 @@ def load_llama_cpp(kind: str) -> Generate:
                 raise RuntimeError(message)
             position += len(pieces[0])
             for row, at in enumerate(last):
-                logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(context, at), shape=(VOCABULARY,))
+                logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(context, at), shape=(vocabulary,))
                 found[row].append(int(logits.argmax()))
             pieces = [row[-1:] for row in found]
         llama.llama_batch_free(batch)

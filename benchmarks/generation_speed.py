@@ -91,19 +91,10 @@ def main():
             print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
         found = {name: found[name] for name in people.alive}
     base = found.get("transformers")
-    rows = {}
-    for name, cases in found.items():
-        rows[name] = {"load_s": round(loads[name], 2), "peak_mb": round(peak[name])}
-        for case, values in cases.items():
-            row = {
-                "median": round(statistics.median(values), 1),
-                "min": round(min(values), 1),
-                "max": round(max(values), 1),
-            }
-            if base:
-                ratios = [b / v if "first" in case else v / b for v, b in zip(values, base[case], strict=True)]
-                row["ratio"] = round(statistics.median(ratios), 2)
-            rows[name][case] = row
+    rows = {
+        name: {"load_s": round(loads[name], 2), "peak_mb": round(peak[name])} | summary(cases, base)
+        for name, cases in found.items()
+    }
     result = {
         "command": "python " + " ".join(["benchmarks/generation_speed.py", *sys.argv[1:]]),
         "unit": "tokens/s of all rows; 'first': milliseconds to the first token; ratio: speed relative to transformers",
@@ -122,6 +113,18 @@ def main():
         print(f"{name:16}{cells}{row['load_s']:>10.2f}{row['peak_mb']:>10}")
     for name, how in people.lost.items():
         print(f"{name:16}  lost: it {how}")
+
+
+def summary(cases, base):
+    """Medians over the rounds of case -> figures, and medians of the ratios to `base`, if there is one, in a round."""
+    rows = {}
+    for case, values in cases.items():
+        rows[case] = {"median": round(statistics.median(values), 1)}
+        rows[case] |= {"min": round(min(values), 1), "max": round(max(values), 1)}
+        if base:
+            ratios = [b / v if "first" in case else v / b for v, b in zip(values, base[case], strict=True)]
+            rows[case]["ratio"] = round(statistics.median(ratios), 2)
+    return rows
 
 
 def processor():

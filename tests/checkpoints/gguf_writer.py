@@ -107,6 +107,8 @@ def header(model, architecture):
         found["attention.key_length"] = found["attention.value_length"] = config.head_dim
     if architecture == "granite":
         found["logit_scale"] = config.logits_scaling
+    if architecture == "olmo" and config.clip_qkv:
+        found["attention.clamp_kqv"] = config.clip_qkv
     if architecture == "starcoder2":
         del found["attention.sliding_window"]
     return {f"{architecture}.{key}": value for key, value in found.items()} | {

@@ -14,6 +14,7 @@ from tolerances import LOGITS_FLOAT32  # noqa: E402
 
 import transformer_lab as lab  # noqa: E402
 from transformer_lab.checkpoints import families  # noqa: E402
+from transformer_lab.checkpoints.config_fields import Fields  # noqa: E402
 
 BACKENDS = ("numpy", "torch", "jax")
 IDS = np.random.default_rng(3).integers(0, 101, (2, 21))
@@ -39,6 +40,14 @@ def apart(found, expected):
 def test_every_family_is_here():
     here = {title.partition(",")[0].split()[0] for title in CASES}
     assert here == set(families.names()) - {"gpt2", families.OURS}
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in CASES.values()}))
+def test_the_defaults_agree_with_transformers(kind):
+    defaults = getattr(transformers, f"{kind}Config")()
+    family = families.find(defaults.model_type)
+    absent = family.config_from(Fields("config.json", {"model_type": defaults.model_type}))
+    assert family.config_from(Fields("config.json", defaults.to_dict())) == absent
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,7 +102,6 @@ def test_written_anew(saved, tmp_path):
     title, folder, model, expected = saved
     loaded = lab.load_model(folder, "torch")
     from transformer_lab.checkpoints import to_hf
-    from transformer_lab.checkpoints.config_fields import Fields
 
     kind = title.partition(",")[0].split()[0]
     fields = to_hf(loaded.config, kind)
@@ -128,7 +136,7 @@ def test_tap_by_tap_beside_transformers(saved):
         ("gpt_neox", {"head_dim": 16}, "head_dim"),
         ("mistral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("olmo", {"clip_qkv": -8.0}, "clip_qkv"),
-        ("phi", {"qk_layernorm": True}, "qk_layernorm"),
+        ("phi", {"qk_layernorm": "yes"}, "qk_layernorm"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("qwen2", {"layer_types": ["full_attention"]}, "layer_types"),
         ("smollm3", {"no_rope_layers": [1, 0, 2, 1]}, "no_rope_layers"),
@@ -136,7 +144,10 @@ def test_tap_by_tap_beside_transformers(saved):
         ("gptj", {"rotary_dim": 5}, "rotary_dim"),
         ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual"),
-        ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
+        ("falcon", {"alibi": True}, "alibi"),
+        ("falcon", {"parallel_attn": False}, "parallel_attn"),
+        ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn"),
+        ("falcon", {"multi_query": False, "num_kv_heads": 2}, "num_kv_heads"),
         ("granite", {"residual_multiplier": 0}, "residual_multiplier"),
         ("mistral", {"sliding_window": 0}, "sliding_window"),
     ],

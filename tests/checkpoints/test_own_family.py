@@ -52,7 +52,8 @@ def strange():
     norm = RMSNorm(1e-6, from_one=True)
     long = Rotary(5000.0, 4, "neighbours", LongRope((1.0, 1.5), 1.1))
     first = SoftmaxAttention(4, 4, 2, long, window=5, norm=LayerNorm(bias=False), norm_over="all_heads")
-    second = SoftmaxAttention(2, 8, position=Alibi(), cap=20.0, clip=3.0, sinks=True, qkv_bias=False)
+    own = {"norm": norm, "norm_over": "each_head"}
+    second = SoftmaxAttention(4, 8, 2, position=Alibi(), cap=20.0, clip=3.0, sinks=True, qkv_bias=False, **own)
     third = SoftmaxAttention(2, 8, position=Rotary(), scale=0.3, norm=RMSNorm())
     blocks = (
         Sequential(first, Packed(12), norm, "around", residual_scale=0.5),
@@ -205,6 +206,10 @@ def test_every_kind_of_part_may_come_from_outside(name, tmp_path):
     assert again.generate([1, 2], max_new_tokens=3).token_ids == model.generate([1, 2], max_new_tokens=3).token_ids
 
 
+LEARNED = {"part": "position/learned", "skipped": 0}
+ROTARY = {"part": "position/rotary", "base": 1e4, "size": None, "pairs": "halves", "scaling": None}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -221,18 +226,18 @@ def test_every_kind_of_part_may_come_from_outside(name, tmp_path):
         (lambda f: f["blocks"][0].update(norms="beside"), "block.norms is 'beside'"),
         (lambda f: f["blocks"][0]["attention"].update(num_heads="4"), "num_heads is '4'"),
         (lambda f: f["blocks"][0]["attention"].update(windows=3), "no setting blocks.attention.windows"),
-        (lambda f: f["blocks"][0]["attention"].pop("num_heads"), "attention.num_heads is missing"),
+        (lambda f: f["blocks"][0]["attention"].pop("num_heads"), "blocks.attention.num_heads is missing"),
         (lambda f: f["blocks"][0]["ffn"].update(size=-1), "ffn.size"),
         (lambda f: f["blocks"][0].update(ffn=nested(40)), "parts within parts"),
         (lambda f: f["blocks"][0].update(ffn={"part": "outside"}), "without the name of its class"),
-        (lambda f: f.update(norm={"part": "norm/rms_norm", "epsilon": 0}), "epsilon is 0"),
+        (lambda f: f["blocks"][0]["norm"].update(epsilon=0), "epsilon is 0"),
         (lambda f: f.update(position=0.5), "position is 0.5; expected a part of the group position"),
         (lambda f: f.update(norm={"part": "ffn/dense", "size": 3}), "norm is .*expected a part of the group norm"),
         (lambda f: f.update(embedding_scale={"part": "ffn/dense", "size": 3}), "no part belongs there"),
         (lambda f: f["blocks"][0].update(norm=None), "a block without norm"),
         (lambda f: f["blocks"][0].pop("ffn"), "a block without ffn"),
-        (lambda f: f["blocks"][0]["attention"].update(position={"part": "position/learned"}), "position is Learned"),
-        (lambda f: f.update(position={"part": "position/rotary"}), "position is Rotary"),
+        (lambda f: f["blocks"][0]["attention"].update(position=LEARNED), "position is Learned"),
+        (lambda f: f.update(position=ROTARY), "position is Rotary"),
         (lambda f: f.update(hidden_size=0), "hidden_size is 0"),
         (lambda f: f.pop("vocab_size"), "vocab_size"),
         (lambda f: f.update(eos_token_id="x"), "eos_token_id"),
@@ -248,6 +253,37 @@ def test_a_damaged_config_is_refused_by_name(change, words, tmp_path, monkeypatc
     with pytest.raises(InputFileError, match=words) as caught:
         lab.load_model(tmp_path)
     assert str(path) in str(caught.value) and len(str(caught.value)) < 600
+
+
+def objects(value, path=()):
+    """(way to it, object) of every object in a value as JSON has it."""
+    if isinstance(value, dict):
+        yield path, value
+    for key, own in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from objects(own, (*path, key))
+
+
+def test_every_field_that_is_absent_is_refused_by_its_name(tmp_path):
+    """Whatever is taken away from a saved model, at whatever depth: nothing has a default."""
+    model_of(strange()).save(tmp_path)
+    path = tmp_path / "config.json"
+    whole = path.read_text()
+    places = [(way, key) for way, own in objects(json.loads(whole)) for key in own]
+    apart = {"architectures", "dtype", "model_type"}  # said of every family's folder, and no field of the model
+    assert len(places) > 80
+    for way, key in places:
+        if key in apart:
+            continue
+        fields = json.loads(whole)
+        holder = fields
+        for step in way:
+            holder = holder[step]
+        del holder[key]
+        path.write_text(json.dumps(fields))
+        with pytest.raises(InputFileError) as caught:
+            read_config(tmp_path)
+        named = {"part": "a part of the group", "layers": "`layers`"}.get(key, key)
+        assert named in str(caught.value), (way, key, str(caught.value))
 
 
 def nested(depth):

@@ -127,12 +127,12 @@ def test_going_on_with_other_words_is_refused(run, text, tmp_path):
         ("schedule.final_share=0.2", "schedule.final_share=0.1, and now it is 0.2."),
         ("seed=9", "seed=0, and now it is 9."),
         ("job.batch_size=5", "job.batch_size=4, and now it is 5."),
-        ("job.average_decay=0.9", "job.average_decay=None, and now it is 0.9."),
+        ("job.average_decay=0.9", "job.average_decay=null, and now it is 0.9."),
         ("backend=torch", "backend='numpy', and now it is 'torch'."),
         ("precision=float64", "precision='float32', and now it is 'float64'."),
         ("ops=manual", "ops.linear='fused', and now it is 'manual'."),
         ("ops.attention=manual", "ops.attention='fused', and now it is 'manual'."),
-        ("data.cross_documents=false", "data.cross_documents=True, and now it is False."),
+        ("data.cross_documents=false", "data.cross_documents=true, and now it is false."),
         ("data.path=other.txt", "text_sha256="),
         ("data.validation_share=0.02", "data.validation_share=0.01, and now it is 0.02."),
         ("tokenizer=huggingface", "tokenizer_sha256="),
@@ -141,6 +141,24 @@ def test_going_on_with_other_words_is_refused(run, text, tmp_path):
         assert outcome.code == 2, word
         assert f"was trained with {said}" in outcome.err, outcome.err
     assert run(*words(text, "numpy", 4, "tokenizer.source=vocabulary", "job.resume=run")).code == 0
+
+
+def test_of_another_model_only_the_fields_that_differ_are_named(run, text):
+    assert run(*words(text, "numpy", 3, "hydra.run.dir=run", "model.num_layers=2")).code == 0
+    ffn, attention = "model.blocks.0.ffn", "model.blocks.0.attention"
+    table = "model.position=position/learned, and now it is null"
+    for word, said in (
+        ("ffn.size=32", f"{ffn}.size=64, and now it is 32."),
+        ("ffn.activation=relu", f"{ffn}.activation='gelu_tanh', and now it is 'relu'."),
+        ("model.num_layers=3", "model.blocks.0.layers=2, and now it is 3."),
+        ("model.num_heads=4", f"{attention}.num_heads=2, and now it is 4, {attention}.head_size=8, and now it is 4, "),
+        ("position=rotary", f"{table}, {attention}.position=null, and now it is position/rotary."),
+        ("block=parallel", "model.blocks.0=block/sequential, and now it is block/parallel."),
+    ):
+        outcome = run(*words(text, "numpy", 6, "model.num_layers=2", "job.resume=run", word))
+        assert outcome.code == 2, word
+        assert f"was trained with {said}" in outcome.err, outcome.err
+        assert "ModelConfig" not in outcome.err and len(outcome.err) < 800, outcome.err
 
 
 def test_what_changes_no_bits_is_not_refused(run, text, tmp_path):
@@ -373,6 +391,7 @@ def test_training_keeps_what_the_folder_said(run, text, tmp_path):
         (["precision=exact"], 2, "float32, float64"),
         (["job.average_decay=1.0"], 2, "average_decay"),
         (["job.resume=nothing"], 3, "no checkpoints"),
+        (["model.weights=shaken"], 2, "model.weights"),
         (["norm=rms_norn"], 2, "rms_norm"),
         (["schedule=cosin"], 2, "cosine"),
         (["optimizer.learning_rat=1"], 2, "learning_rate"),

@@ -13,6 +13,7 @@ import shlex
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from transformer_lab.cli import main
 from transformer_lab.config import groups, names, read_yaml, top_level_keys
 from transformer_lab.errors import LabError
 from transformer_lab.paths import data_folder
+from transformer_lab.sources import file_in_package
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+REAL_MODEL = file_in_package(read_yaml(data_folder("conf") / "model" / "smollm2.yaml")["package"])
 ENVIRONMENT = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e '.[dev]' && .venv/bin/python -m "
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+INSTALLING = re.compile(r"^pip install --no-deps [\w-]+ && ")  # what the line needs; it is run where that is there
 FILE_NAME = re.compile(r"# ([\w./-]+\.(?:py|yaml))\n")
 EXPECTED = re.compile(r"#\s*->\s?(.*)")
 
@@ -122,6 +126,7 @@ def shown_output(command: str) -> str | None:
 def words_of(command: str) -> tuple[str | None, list[str], int]:
     """A line that calls this project -> (standard input, its words, the exit code that its comment announces)."""
     shell, _, comment = command.partition("  #")
+    shell = INSTALLING.sub("", shell)
     typed, pipe, shell = shell.rpartition(" | ")
     program, *words = shlex.split(shell)
     if program == "transformer-lab":
@@ -137,7 +142,8 @@ def words_of(command: str) -> tuple[str | None, list[str], int]:
 
 def needs_what_is_not_here(words: list[str]) -> bool:
     """Weights of the hub, a folder or a device of the reader's own: then the line is composed and not run."""
-    from_hub = any(re.fullmatch(r"\+*model=(?!storybook).*|model\.source=.*", word) for word in words)
+    here = "storybook|smollm2" if REAL_MODEL and find_spec("gguf") else "storybook"
+    from_hub = any(re.fullmatch(rf"\+*model=(?!{here}).*|model\.source=.*", word) for word in words)
     device = any(word.startswith("backend.device=") and not word.endswith("=cpu") for word in words)
     return device or (from_hub and "model.weights=random" not in words)
 

@@ -3,13 +3,19 @@
 import json
 import os
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from reference_models import GPT2, save_gpt2
+from small_models import small_model
 
 import transformer_lab as lab
+from transformer_lab.config import component
+from transformer_lab.ffn.dense import Dense
+from transformer_lab.language_model import assemble
+from transformer_lab.model.init import initialise
 from transformer_lab.sources import config_folder, model_folder
 
 
@@ -182,9 +188,48 @@ def test_choices_that_are_not_there(plain, options, message):
         lab.load_model(plain[0], **options)
 
 
-def test_a_shape_that_the_weights_do_not_have(plain):
-    with refused(r"c_fc\.weight.*\[32, 128\].*\[32, 10\]|c_fc\.weight.*\[32, 10\].*\[32, 128\]", lab.InputFileError):
-        lab.load_model(plain[0], ffn={"size": 10})
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"ffn": {"size": 10}},
+        {"attention": {"num_heads": 1}},
+        {"attention": {"sinks": True}},
+        {"position": "rotary"},
+        {"norm": "rms_norm"},
+        {"block": "parallel"},
+    ],
+    ids=str,
+)
+def test_parts_that_need_other_tensors_than_the_weights(plain, parts):
+    expected = r"^The chosen parts ask for other tensors than the weights in \S+ hold\..*model\.weights=random"
+    with refused(expected) as said:
+        lab.load_model(plain[0], **parts)
+    assert str(said.value).count(". ") == 1 and len(str(said.value)) < 400  # two sentences, no list of tensors
+    assert lab.load_model(plain[0], weights="random", **parts).generate([1], max_new_tokens=1).token_ids
+
+
+def test_a_part_that_the_family_has_no_name_for(tmp_path):
+    """Llama has no table of positions, whatever it would be called."""
+    llama = small_model(20, 8, 8, 1, 2, Dense(8, "silu", True, False), position="rotary", norm="rms_norm",
+                        attention_bias=False)  # fmt: skip
+    assemble(llama, dict(initialise(llama)), component("backend", "numpy")).save(tmp_path)
+    for parts in ({"position": "learned"}, {"norm": "layer_norm"}):
+        with refused("The chosen parts ask for other tensors"):
+            lab.load_model(tmp_path, **parts)
+
+
+def test_damaged_weights_are_no_fault_of_the_parts(plain, tmp_path):
+    folder = shutil.copytree(plain[0], tmp_path / "damaged")
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"n_layer": fields["n_layer"] + 1}))
+    with refused(r"do not fit the configuration\. Missing: ", lab.InputFileError):
+        lab.load_model(folder, ffn={"activation": "relu"})
+
+
+def test_parts_that_need_no_other_tensors_are_taken(plain):
+    whole = lab.load_model(plain[0]).logits([1, 2, 3])
+    for parts in ({"ffn": {"activation": "relu"}}, {"attention": {"window": 2}}):
+        assert np.abs(lab.load_model(plain[0], **parts).logits([1, 2, 3]) - whole).max() > 1e-4
 
 
 def test_a_tokenizer_that_does_not_belong_to_the_model(tmp_path, tokenizer):

@@ -66,6 +66,30 @@ def test_norms_without_parameters_may_be_anywhere():
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
+def test_each_head_may_have_a_norm_of_its_own():
+    parts = {"norm": LayerNorm(), "norm_over": "each_head", "num_kv_heads": 2}
+    config = with_parts(SMALL, attention=parts)
+    found = {name: shape for name, shape in shapes(config).items() if name.startswith("blocks.0.attn.k_norm")}
+    assert found == {"blocks.0.attn.k_norm.weight": (2, 4), "blocks.0.attn.k_norm.bias": (2, 4)}
+    draw = np.random.default_rng(0)
+    arrays = {name: array + 0.3 * draw.standard_normal(array.shape) for name, array in initialise(config)}
+
+    def queries(config, arrays):
+        return assemble(config, arrays, component("backend", "numpy", precision="float64")).record(
+            [1, 2, 3], "blocks.0.attn.q"
+        )["blocks.0.attn.q"]
+
+    shared = with_parts(SMALL, attention=parts | {"norm_over": "head"})
+    for head in range(4):  # as if all heads had the weights of this one
+        of_one = dict(arrays)
+        for name in list(of_one):
+            if "q_norm" in name or "k_norm" in name:
+                of_one[name] = arrays[name][head % len(arrays[name])]
+        np.testing.assert_allclose(queries(config, arrays)[:, head], queries(shared, of_one)[:, head], rtol=1e-12)
+    swapped = arrays | {"blocks.0.attn.q_norm.bias": np.roll(arrays["blocks.0.attn.q_norm.bias"], 1, axis=0)}
+    assert np.abs(queries(config, swapped) - queries(config, arrays)).min(axis=(0, 2)).max() > 1e-3
+
+
 def test_what_was_filled_in_follows():
     wide = with_parts(with_parts(SMALL, position=Rotary()), attention={"head_size": 8})
     attention = wide.blocks[0].attention

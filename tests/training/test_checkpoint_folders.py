@@ -136,7 +136,7 @@ def test_damaged_moments_are_refused(tmp_path, damage):
     "content",
     ["{", "[]", "{}", "", "[" * 9999]
     + [
-        json.dumps({"schema": 2, "step": 10} | wrong)
+        json.dumps({"schema": checkpoint.SCHEMA, "step": 10} | wrong)
         for wrong in (
             {"best": 3},
             {"best": {"loss": 1.5}},
@@ -188,8 +188,9 @@ def test_moments_that_claim_too_much_take_no_memory(tmp_path):
     assert peak < 4_000_000
 
 
-def test_those_of_an_earlier_version_are_refused_by_that(tmp_path):
-    (save(tmp_path, 10) / checkpoint.FACTS).write_text('{"schema": 1, "step": 10, "identity": {}}')
+@pytest.mark.parametrize("schema", range(1, checkpoint.SCHEMA))
+def test_those_of_an_earlier_version_are_refused_by_that(schema, tmp_path):
+    (save(tmp_path, 10) / checkpoint.FACTS).write_text(json.dumps({"schema": schema, "step": 10, "identity": {}}))
     (found,) = checkpoint.found(tmp_path)
     with pytest.raises(lab.InputFileError, match="written by another version"):
         found.facts()

@@ -26,10 +26,11 @@ class SoftmaxAttention:
     `in_attention` (`position/`), or None. qkv_bias, out_bias: whether the projections add one. scale: of the scores,
     1 / sqrt(N) if not given. window: how many keys a query sees, its own included (Beltagy et al. 2020, arXiv
     2004.05150); None is all. norm: a part (`norm/`) for queries and keys before they are turned (Henry et al. 2020,
-    arXiv 2010.04245), over each head, or with norm_over="all_heads" over all of them at once. cap: scores become
-    cap * tanh(score / cap) (Gemma Team 2024, arXiv 2408.00118). clip: queries, keys and values are clipped to it on
-    both sides before they are turned (Groeneveld et al. 2024, arXiv 2402.00838). sinks: each head learns a score that
-    is attended to and gives nothing (OpenAI 2025, arXiv 2508.10925).
+    arXiv 2010.04245), over each "head" with weights that all heads share, over "each_head" with weights of its own, or
+    over "all_heads" at once, as norm_over says. cap: scores become cap * tanh(score / cap) (Gemma Team 2024, arXiv
+    2408.00118). clip: queries, keys and values are clipped to it on both sides before they are turned (Groeneveld et
+    al. 2024, arXiv 2402.00838). sinks: each head learns a score that is attended to and gives nothing (OpenAI 2025,
+    arXiv 2508.10925).
     """
 
     taps: ClassVar[tuple[str, ...]] = ("q", "k", "v", "scores", "pattern", "out")
@@ -65,7 +66,7 @@ class SoftmaxAttention:
         for name in ("cap", "clip"):
             if getattr(self, name) is not None:
                 require_positive(f"attention.{name}", getattr(self, name))
-        require_choice("attention.norm_over", self.norm_over, ("head", "all_heads"))
+        require_choice("attention.norm_over", self.norm_over, ("head", "each_head", "all_heads"))
         if self.position is not None and not hasattr(self.position, "in_attention"):
             message = f"attention.position is {shown(self.position)}; it must be a part, such as Rotary()."
             raise ConfigurationError(message)
@@ -96,13 +97,15 @@ class SoftmaxAttention:
         shapes |= {"qkv.bias": (qkv,)} if self.qkv_bias else {}
         shapes |= {"out.bias": (embed,)} if self.out_bias else {}
         if self.norm is not None:
-            one = self.norm_over == "head"
-            for name, size in (
-                ("q_norm", self.head_size if one else heads),
-                ("k_norm", self.head_size if one else keys),
-            ):
-                shapes |= {f"{name}.{part}": shape for part, shape in self.norm.shapes(size).items()}
+            for name, count in (("q_norm", self.num_heads), ("k_norm", self.num_kv_heads)):
+                shapes |= {f"{name}.{part}": shape for part, shape in self._norm_shapes(count).items()}
         return shapes | ({"sinks": (Axis(self.num_heads, "heads"),)} if self.sinks else {})
+
+    def _norm_shapes(self, heads: int) -> dict[str, Shape]:
+        """The parameters of a norm of so many heads."""
+        shapes = self.norm.shapes(self.head_size * (heads if self.norm_over == "all_heads" else 1))
+        each = (heads,) if self.norm_over == "each_head" else ()
+        return {name: (*each, *shape) for name, shape in shapes.items()}
 
     def __call__(
         self, ops: Any, params: Any, x: Any, tokens: Tokens, cache: Any, tap: Callable[[str, Any], Any]
@@ -137,5 +140,8 @@ class SoftmaxAttention:
         """The norm of queries or keys, x [B, T, heads, N]."""
         if self.norm_over == "head":
             return self.norm(ops, params, x)
+        if self.norm_over == "each_head":
+            own = [{name: every[head, ...] for name, every in params.items()} for head in range(x.shape[2])]
+            return ops.xp.stack([self.norm(ops, one, x[:, :, head, :]) for head, one in enumerate(own)], axis=2)
         rows = ops.xp.reshape(x, (*x.shape[:2], -1))
         return ops.xp.reshape(self.norm(ops, params, rows), x.shape)

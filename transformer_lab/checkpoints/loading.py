@@ -5,13 +5,14 @@ fit costs nothing, and all that is wrong with it is said at once. It does not kn
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from transformer_lab.checkpoints.config_file import CONFIG, read_family
+from transformer_lab.checkpoints.config_file import CONFIG, read_config, read_family
 from transformer_lab.checkpoints.fused_experts import taken_apart
 from transformer_lab.checkpoints.lora import Adapter, holds_adapter, read_adapter
 from transformer_lab.checkpoints.number_formats import FLOATS
@@ -19,9 +20,9 @@ from transformer_lab.checkpoints.safetensors_file import Tensor, read_into
 from transformer_lab.checkpoints.tensor_names import Stored
 from transformer_lab.checkpoints.tied_head import by_short_name, head_differs
 from transformer_lab.checkpoints.weight_files import read_headers
-from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError, listed, shown
+from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError, listed, shown
 from transformer_lab.model.config import ModelConfig
-from transformer_lab.model.parameters import nest
+from transformer_lab.model.parameters import nest, shapes
 from transformer_lab.paths import expanded
 
 
@@ -44,7 +45,8 @@ def load_parameters(
     `checked()` is called when it is known that the files fit, before the first number is read.
     `adapter` is the folder of a LoRA adapter that is added to the weights; by default `folder`, if it holds one.
 
-    Raises InputFileError, naming the tensors, if the files do not fit `config`.
+    Raises InputFileError, naming the tensors, if the files do not fit `config`; ConfigurationError if it has parts that
+    ask for other tensors than those of config.json do.
     """
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
@@ -76,15 +78,26 @@ def require_loadable(
 ) -> tuple[dict[str, Stored], dict[str, Tensor], Adapter | None]:
     """Our names -> how they are stored; the tensors by their stored names; the adapter for them, if there is one.
 
-    Raises InputFileError if they do not fit.
+    Raises InputFileError if they do not fit; ConfigurationError if it is other parts than those of config.json that
+    ask for other tensors.
     """
     family, _ = read_family(folder)
     tensors = by_short_name(read_headers(folder), family)
-    wanted: dict[str, Stored] = family.NAMES.stored(config)
-    if family.NAMES.fused:
-        tensors = taken_apart(tensors, family, config, wanted)
-    _settle_tied_head(folder, config, family, tensors)
-    _require_fit(folder, family, wanted, tensors)
+    try:
+        wanted: dict[str, Stored] = family.NAMES.stored(config)
+        if family.NAMES.fused:
+            tensors = taken_apart(tensors, family, config, wanted)
+        _settle_tied_head(folder, config, family, tensors)
+        _require_fit(folder, family, wanted, tensors)
+    except LabError as error:
+        if not _has_other_tensors(config, folder):
+            raise
+        message = (
+            f"The chosen parts ask for other tensors than the weights in {folder} hold. Parts of a pretrained model "
+            "can be changed only where its tensors stay as they are; model.weights=random (in Python, "
+            'weights="random") draws new weights for any parts.'
+        )
+        raise ConfigurationError(message) from error
     if adapter is None and holds_adapter(folder):
         adapter = folder
     return wanted, tensors, None if adapter is None else read_adapter(adapter, family, wanted)
@@ -142,6 +155,15 @@ def _require_fit(folder: Path, family: ModuleType, wanted: Mapping[str, Stored],
     if problems:
         message = f"The weights in {folder} do not fit the configuration. {' '.join(problems)}"
         raise InputFileError(message)
+
+
+def _has_other_tensors(config: ModelConfig, folder: Path) -> bool:
+    """Whether parts were chosen that need other tensors than the folder's own config.json. The head is no part."""
+    try:
+        own = shapes(replace(read_config(folder), tied_head=config.tied_head))
+        return shapes(config) != own
+    except ConfigurationError:  # a part from outside: `config` holds it, with the fields that it was saved with
+        return False
 
 
 def _shape(tensor: Tensor) -> str:

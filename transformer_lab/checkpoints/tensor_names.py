@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import shapes
@@ -16,43 +18,50 @@ _LEAVES = {"kernel": "weight", "offset": "weight"}  # others keep their name
 class Stored:
     """How one parameter of ours lies in a file: parts (name, shape) stacked along the first axis, then transposed.
 
-    by_head: the rows of a stack lie head by head, each with its part of queries, keys and values; (heads, parts).
-    experts: each part is one expert's, and they are stacked along an axis of their own, before the others.
+    by_group: the rows lie group by group, each with its queries, its key and its value; (groups, queries in each).
+    numbered: each part is that of one expert or head, and they are stacked along an axis of their own, before the
+    others.
     """
 
     parts: tuple[tuple[str, tuple[int, ...]], ...]
     transposed: bool = False
-    by_head: tuple[int, int] | None = None
-    experts: bool = False
+    by_group: tuple[int, int] | None = None
+    numbered: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of all parts together, as they are read."""
         shapes = [shape for _, shape in self.parts]
-        return (len(shapes), *shapes[0]) if self.experts else (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        return (len(shapes), *shapes[0]) if self.numbered else (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def places(self) -> Iterator[tuple[str, tuple[int, ...], int | slice]]:
         """(name, shape, where it lies among the others along the first axis) of each part."""
         start = 0
         for number, (name, shape) in enumerate(self.parts):
-            yield name, shape, number if self.experts else slice(start, start + shape[0])
+            yield name, shape, number if self.numbered else slice(start, start + shape[0])
             start += shape[0]
 
     def from_file(self, array: Any) -> Any:
         """The parts as they were read, in their places -> our parameter; kernels are views."""
-        if self.by_head is not None:
-            array = _swapped(array, self.by_head)
+        if self.by_group is not None:
+            array = _in_order(array, _heads_in_file(*self.by_group))
         return array.swapaxes(-1, -2) if self.transposed else array
 
     def to_file(self, array: Any) -> Any:
         """The inverse."""
         array = array.swapaxes(-1, -2) if self.transposed else array
-        return array if self.by_head is None else _swapped(array, self.by_head[::-1])
+        return array if self.by_group is None else _in_order(array, np.argsort(_heads_in_file(*self.by_group)))
 
 
-def _swapped(rows: Any, form: tuple[int, int]) -> Any:
-    """rows [a * b * N, ...] as [a, b, N, ...], with a and b swapped."""
-    return rows.reshape(*form, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
+def _heads_in_file(groups: int, queries: int) -> np.ndarray:
+    """Where the heads of all queries, then of all keys, then of all values, stand among those of a file."""
+    heads = np.arange(groups * (queries + 2)).reshape(groups, queries + 2)
+    return np.concatenate([heads[:, :queries].ravel(), heads[:, queries], heads[:, queries + 1]])
+
+
+def _in_order(rows: Any, heads: np.ndarray) -> Any:
+    """rows [heads * N, ...], head by head in another order."""
+    return rows.reshape(len(heads), -1, *rows.shape[1:])[heads].reshape(rows.shape)
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str:
@@ -65,12 +74,13 @@ class TensorNames:
     """outside: our name of a part outside the blocks ("final_norm") -> its module in the file, without the prefix.
     layer: the module of the blocks. inside: our name of a part of a block ("attn.qkv") -> its module there, or three of
     them, of queries, keys and values. head: the module of the head. transposed: kernels are stored [out, in]; the head
-    always is. by_head: a packed attn.qkv has its rows head by head, if every head has keys and values of its own.
+    always is. by_group: a packed attn.qkv has its rows group by group: the queries that share a key, that key, its
+    value.
 
-    A star in the name of a module stands for the number of an expert. fused: a tensor of a layer that may hold all
-    experts at once (`fused_experts.py`) -> our names of the parts that each of them has in it, in order. in_files: what
-    a file calls a module, where that is not its name. results: a tap of a block -> the module there whose result it is,
-    where that is none of the modules above.
+    A star in the name of a module stands for the number of an expert, or of a head. fused: a tensor of a layer that may
+    hold all experts at once (`fused_experts.py`) -> our names of the parts that each of them has in it, in order.
+    in_files: what a file calls a module, where that is not its name. results: a tap of a block -> the module there
+    whose result it is, where that is none of the modules above.
     """
 
     outside: Mapping[str, str]
@@ -78,7 +88,7 @@ class TensorNames:
     inside: Mapping[str, str | tuple[str, ...]]
     head: str = "lm_head"
     transposed: bool = True
-    by_head: bool = False
+    by_group: bool = False
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     in_files: Mapping[str, str] = field(default_factory=dict)
     results: Mapping[str, str] = field(default_factory=dict)
@@ -110,12 +120,12 @@ class TensorNames:
         part, _, leaf = name.rpartition(".")
         leaf = _LEAVES.get(leaf, leaf)
         if name in ("embed.token", "embed.position"):
-            return Stored(((f"{self.outside['embed' if name == 'embed.token' else name]}.weight", shape),))
+            part, leaf = part if name == "embed.token" else name, "weight"
         if part == "head":
             return Stored(((f"{self.head}.{leaf}", shape[::-1]),), transposed=leaf == "weight")
         if part in self.outside:
             return Stored(((f"{self.outside[part]}.{leaf}", shape),))
-        _, layer, inner = name.split(".", 2)
+        layer, _, inner = name.removeprefix("blocks.").partition(".")
         kernel = name.endswith(".kernel")
         if inner in self.inside:  # a map that is one array and no more, such as the gate of a router
             leaf, kernel = "weight", True
@@ -131,13 +141,12 @@ class TensorNames:
         if isinstance(modules, str) and "*" in modules:
             before, after = modules.split("*")
             parts = ((f"{start}{before}{number}{after}.{leaf}", stack[1:]) for number in range(stack[0]))
-            return Stored(tuple(parts), transposed, experts=True)
-        if isinstance(modules, str):
-            attention = config.blocks[int(layer)].attention
-            alone = self.by_head and inner == "attn.qkv" and attention.num_heads == attention.num_kv_heads
-            by_head = (attention.num_heads, 3) if alone else None
-            return Stored(((f"{start}{modules}.{leaf}", stack),), transposed, by_head)
+            return Stored(tuple(parts), transposed, numbered=True)
         attention = config.blocks[int(layer)].attention
+        if isinstance(modules, str):
+            groups, packed = attention.num_kv_heads, self.by_group and inner == "attn.qkv"
+            by_group = (groups, attention.num_heads // groups) if packed and groups > 1 else None
+            return Stored(((f"{start}{modules}.{leaf}", stack),), transposed, by_group)
         rows = [count * attention.head_size for count in (attention.num_heads, *2 * (attention.num_kv_heads,))]
         parts = ((f"{start}{module}.{leaf}", (count, *stack[1:])) for module, count in zip(modules, rows, strict=True))
         return Stored(tuple(parts), transposed)

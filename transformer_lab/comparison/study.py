@@ -59,7 +59,8 @@ def compare(
     gradients: of the loss of the first LONGEST_GRADIENT tokens of the first prompt, on backends that train; in exact
     mode they must be equal, too. sweeps: names out of `sweeps.SWEEPS`, on the first prompt. new_tokens: how far each
     backend continues the prompts, `runs` times; no further than the context goes. options: further arguments of
-    load_model (revision, weights, seed, device, and parts such as ffn).
+    load_model (revision, weights, seed, device, and parts such as ffn). Random weights are "shaken": norms of 1 and
+    biases of 0 would hide what is wrong with them.
     progress(what, done, total) is called on the way.
 
     Raises ConfigurationError, InputFileError or UnavailableError; each says in words what to do.
@@ -71,6 +72,8 @@ def compare(
             message = f"{name} is {value}; it must be at least {least}."
             raise ConfigurationError(message)
     chosen = dict(options or {})
+    if chosen.get("weights") == "random":
+        chosen["weights"] = "shaken"
     true_model = load_model(source, "numpy", "float64", "manual", **chosen)
     truth = OwnModel(true_model)
     config = true_model.config

@@ -8,8 +8,8 @@ differ in no rounding but that of products of other shapes: in exact mode the bi
     loop     every expert computes every row, of which its own are taken: the plain way, the judge of the others
     one_hot  rows are put into a buffer for each expert by products with ones and zeros (GShard, arXiv 2006.16668)
     grouped  rows are sorted by expert, and each expert computes its own (MegaBlocks, arXiv 2211.15841)
-    gather   each row by itself, with the kernel of its expert: for few rows, as in decoding; more are grouped, and so are
-             exact ones
+    gather   each row by itself, with the kernel of its expert: for few rows, as in decoding; more are grouped, as
+             exact ones are
 """
 
 from collections.abc import Callable

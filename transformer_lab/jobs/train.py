@@ -34,7 +34,7 @@ from transformer_lab.left_over import locked, remove_left_over
 from transformer_lab.memory import enough_memory, require_bytes
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.init import initialise
-from transformer_lab.model.limits import LIMITS, require_whole
+from transformer_lab.model.limits import LIMITS, require_choice, require_whole
 from transformer_lab.model.parameters import count, flatten, nest
 from transformer_lab.norm.layer_norm import LayerNorm
 from transformer_lab.paths import expanded
@@ -99,7 +99,7 @@ class Train(Plan):
             "backend.device": ops.device.partition(":")[0],  # a second GPU like the first gives the same bits
             "precision": ops.precision,
             **_named("ops", settings.sections["ops"]),
-            "model": repr(config),
+            "model": checkpoints.to_hf(config, "transformer_lab"),  # field by field, whatever family will hold it
             "model.source": str(settings.sections["model"]["source"]),
             "seed": settings.seed,  # before the text, which it also splits
             "text_sha256": text.head.get("text_sha256"),
@@ -278,6 +278,7 @@ def _start(settings: Settings, ops: Any) -> Start:
     chosen, kind = settings.sections["model"], settings.sections["tokenizer"]["name"]
     source, tokenizer_source = chosen["source"], settings.sections["tokenizer"]["source"]
     dtype, original = _dtype(ops), None
+    require_choice("model.weights", chosen["weights"], ("pretrained", "random"))
     if source is None:
         tokenizer = chosen_tokenizer(tokenizer_source or DEFAULT_TOKENIZER, kind)
         config = _new_config(chosen, tokenizer, settings)

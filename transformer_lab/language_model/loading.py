@@ -21,7 +21,7 @@ from transformer_lab.model.parameters import count
 from transformer_lab.sources import ModelFiles, Progress, config_folder, model_files
 from transformer_lab.tokenizers import TOKENIZER_KINDS, Tokenizer
 
-KINDS_OF_WEIGHTS = ("pretrained", "random")
+KINDS_OF_WEIGHTS = ("pretrained", "random", "shaken")
 _BYTES = {"float64": 8, "bfloat16": 2, "int8": 1}  # of a parameter, at least; 4 for the others
 
 
@@ -60,7 +60,8 @@ def load_model(
     block, attention, position, norm, ffn, router, balancer: other parts in every layer (`with_parts`): a component, or
         of attention and ffn the fields to change, such as ffn={"activation": "relu"}.
     weights: "random" takes only the shape of `source` and draws weights from `seed`; nothing is downloaded for a
-        name under resources/config. progress(what, done, total) is called while loading.
+        name under resources/config. "shaken" draws the same, and norms and biases too, which training begins at 1 and
+        0: what is wrong with them shows. progress(what, done, total) is called while loading.
 
     Raises ConfigurationError, InputFileError or UnavailableError; each says in words what to do.
     """
@@ -74,7 +75,7 @@ def load_model(
     if tokenizer is not None and tokenizer not in TOKENIZER_KINDS:
         message = f"tokenizer is {tokenizer!r}; choose one of {', '.join(TOKENIZER_KINDS)}."
         raise ConfigurationError(message)
-    random = weights == "random"
+    random = weights != "pretrained"
     folder, adapter = ModelFiles(config_folder(source, revision), None) if random else model_files(source, revision)
     parts = {"block": block, "attention": attention, "position": position, "norm": norm, "ffn": ffn}
     parts |= {"router": router, "balancer": balancer}
@@ -92,7 +93,7 @@ def load_model(
     with enough_memory(f"{source}: it has {count(config):,} parameters"):
         if random:
             before_reading()
-            params = placed_at_random(config, backend, seed, progress)
+            params = placed_at_random(config, backend, seed, weights == "shaken", progress)
         else:
             report = (lambda done, total: progress("weights", done, total)) if progress else None
             dtype = np.float64 if backend.precision == "float64" else np.float32

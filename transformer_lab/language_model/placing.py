@@ -18,10 +18,12 @@ def placed(config: ModelConfig, backend: Any, arrays: Mapping[str, np.ndarray]) 
     return params
 
 
-def placed_at_random(config: ModelConfig, backend: Any, seed: int, progress: Progress | None) -> dict[str, Any]:
-    """Weights drawn from `seed`, one by one; without what is derived from them."""
+def placed_at_random(
+    config: ModelConfig, backend: Any, seed: int, shaken: bool, progress: Progress | None
+) -> dict[str, Any]:
+    """Weights drawn from `seed` (`initialise`), one by one; without what is derived from them."""
     total, found = len(shapes(config)), {}
-    for done, (name, array) in enumerate(initialise(config, seed), start=1):
+    for done, (name, array) in enumerate(initialise(config, seed, shaken), start=1):
         found[name] = backend.place(name, array)
         if progress:
             progress("weights", done, total)

@@ -26,7 +26,7 @@ from transformer_lab.model.parameters import flatten, nest, shapes
 from transformer_lab.model.state import without_states
 
 FOLDER, STATE, FACTS = "checkpoints", "optimizer.npz", "training.json"
-SCHEMA = 2  # 1 knew less of the run, and its schedules had other numbers
+SCHEMA = 3  # 1 knew less of the run, and its schedules had other numbers; 2 had the model in one word
 MOST_STEPS = 10**15  # far above any run
 LARGEST_FACTS = 10_000_000  # bytes of training.json
 _TITLES = ("first", "second", "average")  # of what `save` is given beside the parameters

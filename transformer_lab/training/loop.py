@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError
+from transformer_lab.errors import ConfigurationError, InputFileError, UnavailableError, listed, shown
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.training import checkpoint
 from transformer_lab.training.evaluation import Evaluation, evaluate
@@ -129,7 +129,7 @@ class TrainingRun:
             checkpoint.prune(self.folder, self.done, self.plan.keep_last, self.best["step"] if self.best else None)
             if said:
                 said.append(f"Going on from {found.path}, which is older.")
-            return said + self._changes(facts.get("surroundings", {}))
+            return said + self._other_surroundings(facts.get("surroundings", {}))
         message = f"{self.folder} has no checkpoint that this run can go on from. {' '.join(said[:1])}"
         raise InputFileError(message)
 
@@ -185,14 +185,12 @@ class TrainingRun:
             message = f"{path / checkpoint.FACTS} does not say of which run it is. The checkpoint is damaged."
             raise InputFileError(message)
         for name, value in self.identity.items():
-            if before.get(name) != value:
-                message = (
-                    f"{path} was trained with {name}={before.get(name)!r}, and now it is {value!r}. "
-                    "Say the same again, or start a new run."
-                )
+            if changes := list(_changes(name, before.get(name), value)):
+                said = [f"{field}={was}, and now it is {now}" for field, was, now in changes]
+                message = f"{path} was trained with {listed(said)}. Say the same again, or start a new run."
                 raise ConfigurationError(message)
 
-    def _changes(self, before: Mapping[str, Any]) -> list[str]:
+    def _other_surroundings(self, before: Mapping[str, Any]) -> list[str]:
         """In a sentence, what of the surroundings was otherwise when the checkpoint was written."""
         changes = [
             f"{name} was {before[name]!r} and is {value!r}"
@@ -271,6 +269,25 @@ class TrainingRun:
     def _last_good(self) -> str:
         kept = checkpoint.found(self.folder)
         return f"The last good checkpoint is {kept[-1].path}." if kept else "There is no checkpoint yet."
+
+
+def _changes(name: str, before: Any, now: Any) -> Iterator[tuple[str, str, str]]:
+    """(field, what it was, what it is) wherever two values differ, as deep as they are of one kind.
+
+    A part of a model, an object that says which `part` it is, is compared with the same part only, and else named.
+    """
+    if isinstance(before, Mapping) and isinstance(now, Mapping) and before.get("part") == now.get("part"):
+        for key in dict.fromkeys([*before, *now]):
+            yield from _changes(f"{name}.{key}", before.get(key), now.get(key))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, (was, one) in enumerate(zip(before, now, strict=True)):
+            yield from _changes(f"{name}.{number}", was, one)
+    elif before != now:
+        was, one = (
+            str(value["part"]) if isinstance(value, Mapping) and "part" in value else shown(value)
+            for value in (before, now)
+        )
+        yield name, was, one
 
 
 def _due(step: int, every: int) -> bool:

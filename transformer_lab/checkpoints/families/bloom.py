@@ -23,7 +23,7 @@ OUTSIDE = {"embed": "word_embeddings", "embed.norm": "word_embeddings_layernorm"
 INSIDE = {"norm_1": "input_layernorm", "attn.qkv": "self_attention.query_key_value"}
 INSIDE |= {"attn.out": "self_attention.dense", "norm_2": "post_attention_layernorm"}
 INSIDE |= {"ffn.up": "mlp.dense_h_to_4h", "ffn.down": "mlp.dense_4h_to_h"}
-NAMES = TensorNames(OUTSIDE, "h", INSIDE, by_head=True)
+NAMES = TensorNames(OUTSIDE, "h", INSIDE, by_group=True)
 SIZES = Sizes(250880, 64, 2, 8, 2048, tied=True, bos=1, eos=2)
 OWN = {"n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
 OWN |= {"seq_length": "max_position_embeddings"}  # ALiBi has no longest text; that of the training, where it is said

@@ -20,7 +20,7 @@ from transformer_lab.position.learned import Learned
 ARCHITECTURE = "GPTBigCodeForCausalLM"
 PREFIX = "transformer."
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-NAMES = TensorNames(gpt2.OUTSIDE, "h", gpt2.INSIDE, by_head=True)  # where each head has keys and values of its own
+NAMES = TensorNames(gpt2.OUTSIDE, "h", gpt2.INSIDE, by_group=True)
 SIZES = Sizes(50257, 768, 12, 12, 1024, tied=True, bos=50256, eos=50256)
 
 

@@ -23,7 +23,7 @@ BUFFERS = re.compile(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv
 OUTSIDE = {"embed": "embed_in", "final_norm": "final_layer_norm"}
 INSIDE = {"norm_1": "input_layernorm", "attn.qkv": "attention.query_key_value", "attn.out": "attention.dense"}
 INSIDE |= {"norm_2": "post_attention_layernorm", "ffn.up": "mlp.dense_h_to_4h", "ffn.down": "mlp.dense_4h_to_h"}
-NAMES = TensorNames(OUTSIDE, "layers", INSIDE, head="embed_out", by_head=True)
+NAMES = TensorNames(OUTSIDE, "layers", INSIDE, head="embed_out", by_group=True)
 SIZES = Sizes(50432, 6144, 44, 64, 2048, bos=0, eos=2)
 
 
@@ -47,4 +47,4 @@ def config_from(fields: Fields) -> ModelConfig:
 def fields_from(config: ModelConfig) -> dict[str, Any]:
     block = config.blocks[0]
     own = {"attention_bias": block.attention.qkv_bias, "use_parallel_residual": isinstance(block, Parallel)}
-    return phi.fields_from(config) | own
+    return phi.common_fields(config) | own

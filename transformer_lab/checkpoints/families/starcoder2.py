@@ -35,7 +35,7 @@ def config_from(fields: Fields) -> ModelConfig:
 
 
 def fields_from(config: ModelConfig) -> dict[str, Any]:
-    found = phi.fields_from(config)
+    found = phi.common_fields(config)
     found["hidden_act"] = found["hidden_act"].replace("gelu_new", "gelu_pytorch_tanh")
     own = {"use_bias": config.blocks[0].ffn.bias, "sliding_window": window_fields(config)["sliding_window"]}
     return found | own | {"norm_epsilon": found.pop("layer_norm_eps")}

@@ -4,6 +4,9 @@ A part is an object with its fields, and its name beside them: {"part": "ffn/den
 `ffn/dense.py`, what `ffn=dense` is on the command line. Only what belongs to this package is ever imported: a model's
 folder cannot bring code. A part from outside is written as {"part": "outside", "class": ...} and must be given again
 when the model is loaded. Tensors have our own names, and lie as they are used: kernels [in, out].
+
+Every field is written, so one that is absent is missing, and is never taken for its default. The day a published
+version gets another field, config.json needs a number of its layout; where there is none, it is this one.
 """
 
 import re
@@ -65,12 +68,15 @@ def config_from(fields: Fields) -> ModelConfig:
         fields.refuse("blocks", f"is {shown(blocks)}; it must be a list of blocks")
     made: list[Any] = []
     for block in blocks:
-        layers = block.get("layers", 1) if isinstance(block, dict) else 0
+        layers = block.get("layers") if isinstance(block, dict) else None
         if type(layers) is not int or not 1 <= layers <= LIMITS["num_layers"] - len(made):
             fields.refuse("blocks", f"holds {shown(block)}; a block is an object with `layers`, a whole number")
         part = _value({name: value for name, value in block.items() if name != "layers"}, "blocks")
         made += [part] * layers
     own = {field.name for field in fields_of(ModelConfig)} - {"blocks", "vocab_size", *_TOKENS}
+    for name in (*own, *_TOKENS.values()):
+        if name not in fields.values:
+            fields.refuse(name, "is missing")
     values = {name: _value(value, name) for name, value in fields.values.items() if name in own}
     tokens = {ours: next(iter(fields.token_ids(theirs, None, vocab)), None) for ours, theirs in _TOKENS.items()}
     return construct(ModelConfig, {"vocab_size": vocab, "blocks": tuple(made), **values, **tokens})
@@ -136,10 +142,14 @@ def _part(value: Any, where: str, depth: int = 0) -> Any:
     if name not in classes:
         message = f"{where} is {shown(path)}, which is no part of this version of transformer_lab."
         raise ConfigurationError(message)
-    missing = [own for own in ("attention", "norm", "ffn") if group == "block" and values.get(own) is None]
-    if missing:
-        message = f"{where} is a block without {' and '.join(missing)}."
+    without = [own for own in ("attention", "norm", "ffn") if group == "block" and values.get(own) is None]
+    if without:
+        message = f"{where} is a block without {' and '.join(without)}."
         raise ConfigurationError(message)
+    for field in fields_of(classes[name]):
+        if field.name not in values:
+            message = f"{where}.{field.name} is missing."
+            raise ConfigurationError(message)
     return construct(classes[name], values, where)
 
 

@@ -107,6 +107,8 @@ def _reached(report: Report) -> RenderableType | None:
         f"{reached['context']:,}, {share(reached['vocabulary'])} of the vocabulary, values up to "
         f"{_number(reached['largest_value'])}; {', '.join(map(_plain, reached['precisions']))}."
     )
+    if weights := summary.weights_in_words(report):
+        said += f" Weights: {weights}."
     hidden, checks = sum(map(len, reached["hidden"].values())), reached["checks"]
     if hidden:
         said += f" Not shown: {hidden:,} taps."

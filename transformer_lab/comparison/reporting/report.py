@@ -125,6 +125,7 @@ def report_of(
         "model": {
             "source": model.source,
             "sha256": model.weights_sha256(),
+            "weights": "shaken" if model.folder is None else "pretrained",
             "parameters": model.parameters_count,
             "layers": model.config.num_layers,
             "precision": precision,

@@ -115,6 +115,12 @@ def lengths_in_words(reached: Mapping[str, Any]) -> str:
     return f"{span} tokens" if lengths != [1] else "1 token"
 
 
+def weights_in_words(report: Mapping[str, Any]) -> str | None:
+    """Where the weights come from, if not from files."""
+    drawn = report["model"].get("weights") == "shaken"
+    return "drawn at random, and shaken: norms are not 1 and biases not 0" if drawn else None
+
+
 def exact_by_nature(report: Mapping[str, Any]) -> set[str]:
     """The participants in exact mode without a defect: all their ratios come close to 1, which is the one rounding."""
     exact = {row["name"] for row in report["participants"] if row["precision"] == "exact"}
