@@ -157,6 +157,19 @@ def test_an_unknown_key_in_the_users_own_run_is_named(run, tmp_path):
     assert "sede" in outcome.err and "seed" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ffn=moe", "router=mixtral", "ffn.router.k=1"], "Say router.k=."),
+        (["ffn.router.k=1", "ffn=moe", "router=olmoe"], "router=olmoe takes the place of ffn.router"),
+        (["ffn=deepseek_v3", "balancer=quantile", "ffn.balancer.rate=0.1"], "Say balancer.rate=."),
+    ],
+)
+def test_a_field_of_a_part_that_is_replaced_is_refused(run, words, said):
+    outcome = run(*words, "model.weights=random")
+    assert outcome.code == 2 and said in outcome.err
+
+
 def test_a_group_of_the_users_own_needs_no_sign(run, tmp_path):
     (tmp_path / "mine" / "course").mkdir(parents=True)
     (tmp_path / "mine" / "course" / "monday.yaml").write_text("# @package _global_\nseed: 11\n")
