@@ -81,7 +81,7 @@ def test_what_is_not_said_is_no_difference():
         {"field": "tie_rule", "values": {"dump": "the higher id", "b": "the lower id"}},
     ]
     assert differences({}) == differences({"a": None}) == differences({"a": GPT2}) == []
-    unknown = transformers.FalconConfig()
+    unknown = transformers.MptConfig()
     assert transformers_fields(unknown) == transformers_fields({}) == transformers_fields({"model_type": 5}) == {}
 
 

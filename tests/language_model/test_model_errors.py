@@ -176,7 +176,7 @@ def test_options_out_of_range(model, option, value, message):
         ({"ops": {"atention": "manual"}}, "There is no operation 'atention'"),
         ({"ops": {"attention": "sdpa"}}, "attention=sdpa is not available on the numpy backend"),
         ({"tokenizer": "wordpiece"}, "tokenizer is 'wordpiece'; choose one of byte_bpe, huggingface."),
-        ({"weights": "none"}, "weights is 'none'; choose one of pretrained, random."),
+        ({"weights": "none"}, "weights is 'none'; choose one of pretrained, random, shaken."),
         ({"ffn": {"activaton": "relu"}}, "There is no setting ffn.activaton. Did you mean ffn.activation?"),
         ({"ffn": {"activation": "tanh"}}, "ffn.activation is 'tanh'; choose one of"),
         ({"ffn": {"size": "10"}}, "ffn.size is '10'; it must be a whole number"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reference_models import save_gpt2
 
 import transformer_lab as lab
 from transformer_lab.cli import main
@@ -27,9 +28,10 @@ def test_it_is_two_files_of_forty_lines():
     assert sum(len((EXAMPLE / name).read_text().splitlines()) for name in files) <= 40
 
 
-def test_it_is_judged_like_ours(mine):
+def test_it_is_judged_like_ours(mine, tmp_path):
+    save_gpt2(tmp_path)
     options = {"weights": "random", "ffn": "moe", "router": mine}
-    report = lab.compare("storybook", [7, 8, 9, 10, 11], ["numpy", "torch", "jax"], new_tokens=2, options=options)
+    report = lab.compare(tmp_path, [7, 8, 9, 10, 11], ["numpy", "torch", "jax"], new_tokens=2, options=options)
     assert report.status == "sound"
 
 
