@@ -1,6 +1,6 @@
-"""A mixture of depths: only some tokens go through the block, the others pass it by. `block=mixture_of_depths` builds it.
+"""A mixture of depths: some tokens go through the block, the others pass it by. `block=mixture_of_depths` builds it.
 
-Raposo et al. 2024, arXiv 2404.02258. Which block the chosen tokens go through is not its affair: it is any other block.
+Raposo et al. 2024, arXiv 2404.02258. Which block the chosen tokens go through is not its affair: any other will do.
 B batch, T tokens, D hidden size, R room: how many tokens are computed of each sequence.
 """
 
@@ -17,6 +17,8 @@ from transformer_lab.model.axes import Shape
 from transformer_lab.model.outside_part import OutsidePart
 from transformer_lab.model.tokens import Tokens
 from transformer_lab.router.gates import softplus
+
+_SEQUENTIAL = Sequential(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class MixtureOfDepths:
     norm: Any
     capacity: float = 0.125
     selection_loss: float = 0.01
-    inner: Any = Sequential(None, None, None)
+    inner: Any = _SEQUENTIAL
 
     def __post_init__(self) -> None:
         if isinstance(self.capacity, bool) or not isinstance(self.capacity, (int, float)) or not 0 < self.capacity <= 1:
@@ -58,8 +60,8 @@ class MixtureOfDepths:
             raise ConfigurationError(message)
         if not isinstance(self.ffn, OutsidePart) and hasattr(self.ffn, "training_terms"):
             message = (
-                f"ffn is {type(self.ffn).__name__}, which adds something to the loss of training, and inside of a mixture "
-                "of depths it cannot. Choose another one, such as ffn=dense, or another block for this layer."
+                f"ffn is {type(self.ffn).__name__}, which adds to the loss of training; inside of a mixture of depths "
+                "no network can. Choose another one, such as ffn=dense, or another block for this layer."
             )
             raise ConfigurationError(message)
         if not isinstance(self.inner, OutsidePart):  # its parts are ours, so that equal blocks are equal
@@ -80,25 +82,26 @@ class MixtureOfDepths:
     ) -> tuple[Any, Any]:
         """x [B, T, D] -> ([B, T, D], the layer's cache).
 
-        Taps: router.scores [B, T]; router.chosen, booleans [B, T]; inner.out [B, T, D], what the inner block adds to the
-        stream, not multiplied, 0 for tokens that are not chosen; resid_post [B, T, D].
+        Taps: router.scores [B, T]; router.chosen, booleans [B, T] (if more are forced than there is room for, the first
+        ones count); inner.out [B, T, D], what the inner block adds to the stream, before it is multiplied, and 0 for
+        tokens that are not chosen; resid_post [B, T, D].
         """
-        xp, (batch, length, width) = ops.xp, x.shape
+        xp, (batch, length, width), whole = ops.xp, x.shape, cache is None
         scores = xp.reshape(xp.matmul(xp.reshape(x, (-1, width)), params["router"]["gate"]), (batch, length))
         scores = tap("router.scores", scores)
-        whole = cache is None
         chosen = tap("router.chosen", (self._best if whole else self._positive)(ops, scores, tokens))
         before = xp.zeros_like(tokens.start)
         if not whole:
             cache, before = cache.choose(ops, chosen, tokens.start)
         room = self._rooms(length)[-1] if whole else length
-        count = ops.cast(chosen, ops.index_dtype)
-        # The chosen tokens first, in their order. What stands behind them is computed in vain: to attention it is padding.
-        order = xp.argsort(1 - count, axis=-1, stable=True)[:, :room]  # [B, R]
+        number = ops.cast(chosen, ops.index_dtype)
+        # The chosen tokens first, in their order. What stands behind them is computed in vain: it is as padding.
+        order = xp.argsort(1 - number, axis=-1, stable=True)[:, :room]  # [B, R]
         given = _at(ops, x, order)
         out, cache = self._block(ops, params, given, self._inside(ops, tokens, chosen, order, before), cache, identity)
-        place = xp.clip(xp.cumulative_sum(count, axis=-1) - 1, 0, room - 1)  # [B, T], where a chosen token stands
-        added = tap("inner.out", xp.where(chosen[..., None], _at(ops, out - given, place), 0.0))
+        place = xp.cumulative_sum(number, axis=-1) - 1  # [B, T], where in the order a chosen token stands
+        added = _at(ops, out - given, xp.clip(place, 0, room - 1))
+        added = tap("inner.out", xp.where((chosen & (place < room))[..., None], added, 0.0))
         return tap("resid_post", x + scores[..., None] * added), cache
 
     def _best(self, ops: Any, scores: Any, tokens: Tokens) -> Any:
@@ -119,7 +122,7 @@ class MixtureOfDepths:
 
     def _rooms(self, longest: int) -> list[int]:
         """ceil(capacity * T) for each T from 0 to the longest, of the capacity as it is written: 0.07 of 100 is 7."""
-        return [math.ceil(Fraction(repr(self.capacity)) * length) for length in range(longest + 1)]
+        return [math.ceil(Fraction(str(self.capacity)) * length) for length in range(longest + 1)]
 
     def _inside(self, ops: Any, tokens: Tokens, chosen: Any, order: Any, before: Any) -> Tokens:
         """The tokens of the inner block, at order [B, R]; before [B]: how many chosen ones of each row came before."""

@@ -1,7 +1,8 @@
-"""What of a decoder hangs on more than a token and its past: where tokens compete for experts, or for a place in a block.
+"""What of a decoder hangs on more than a token and its past: tokens compete for experts, or for a place in a block.
 
-A block or its network says so with `same_in_pieces` (whether feeding a text in pieces, as generation does, gives what feeding it at
-once gives) and `same_in_batches` (whether other rows change nothing); both are true where it is silent.
+A block or its network says so with `same_in_pieces` (whether feeding a text in pieces, as generation does, gives what
+feeding it at once gives), a network with `same_in_batches` (whether other rows change nothing); both are true where it
+is silent.
 """
 
 from typing import Any

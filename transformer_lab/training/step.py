@@ -255,8 +255,8 @@ def make_step(ops: Any, config: ModelConfig, optimizer: AdamW) -> Callable[..., 
 
 
 def _talking(config: ModelConfig) -> dict[int, tuple[str, Any]]:
-    """Layer -> (how its taps begin, the part of it that adds to the loss and tells something): its network, or the block
-    itself; layers without such a part are not there."""
+    """Layer -> (how its taps begin, the part of it that adds to the loss and tells something), which is its network or
+    the block itself. A layer without one is not there."""
     found = {}
     for layer, block in enumerate(config.blocks):
         for start, part in ((f"blocks.{layer}.", block), (f"blocks.{layer}.ffn.", block.ffn)):
