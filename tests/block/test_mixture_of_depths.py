@@ -176,6 +176,20 @@ def test_the_cases_show_what_they_are_there_for():
     assert best(scores[0], 0.3) != positive(scores[0], 0.3) and 0 < len(positive(scores[0], 0.3)) < T
 
 
+def test_of_a_whole_sequence_the_chosen_tokens_alone_are_computed():
+    shapes_seen = []
+
+    class Watching(Dense):
+        def __call__(self, ops, params, x, tap):
+            shapes_seen.append(x.shape)
+            return super().__call__(ops, params, x, tap)
+
+    block = replace(BLOCK, ffn=Watching(20, "silu", gated=True, bias=False))
+    judge(block)
+    judge(block, IN_PIECES["at once"])
+    assert shapes_seen == [(B, 4, D), (B, T, D)]  # over a cache how many they are is not known before
+
+
 def test_room_is_counted_in_the_numbers_that_were_written():
     block = replace(BLOCK, capacity=0.07)
     assert block._rooms(100)[100] == 7 and math.ceil(0.07 * 100) == 8
@@ -370,17 +384,14 @@ def test_exact_mode_has_the_same_bits_on_three_backends(title):
 
 
 def logits_over_a_cache(built, ids):
-    """Of the last token, [V], of the whole text fed at once."""
-    ops = built.backend
-    with ops.scope():
-        cache = Contiguous().allocate(ops, built.config, 1, len(ids))
-        tokens, start = ops.asarray(np.array([ids])), ops.asarray(np.zeros(1, int))
-        return np.array(ops.to_numpy(forward(ops, built.config, built.params, tokens, start, cache)[0]))[0, -1]
+    """Of the last token, [V], on NumPy, of the whole text fed at once."""
+    cache = Contiguous().allocate(built.backend, built.config, 1, len(ids))
+    return forward(built.backend, built.config, built.params, np.array([ids]), np.zeros(1, int), cache)[0][0, -1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_text_is_generated_by_the_rule_of_each_token(backend):
-    built = model(MODELS["llama-like"], backend)
+    built, plain = model(MODELS["llama-like"], backend), model(MODELS["llama-like"])
     prompts = [IDS[0].tolist(), IDS[1, :4].tolist()]
     with pytest.warns(TokensCompete, match=r"of one pass \(MixtureOfDepths in 2 of 3 layers\)"):
         found = built.generate(prompts, max_new_tokens=9)
@@ -388,9 +399,8 @@ def test_text_is_generated_by_the_rule_of_each_token(backend):
     for prompt, row in zip(prompts, found, strict=True):
         ids = list(prompt)
         for token in row.token_ids:
-            right = logits_over_a_cache(built, ids)
-            assert token == right.argmax()
-            other += token != built.logits(ids)[0, -1].argmax()
+            assert token == logits_over_a_cache(plain, ids).argmax()
+            other += token != plain.logits(ids)[0, -1].argmax()
             ids.append(token)
     assert other > 0  # as a whole it would be another text
 
@@ -415,15 +425,24 @@ def test_a_folder_of_ones_own_holds_it(tmp_path):
         assert again.logits([3, 4, 5]).tobytes() == built.logits([3, 4, 5]).tobytes()
 
 
-def test_a_comparison_knows_it_without_being_told():
-    options = {"weights": "random", "block": "mixture_of_depths"}
-    report = lab.compare(
-        "storybook", [list(range(7, 19))], ["numpy", "torch"], new_tokens=2, options=options, sweeps=["batch", "cached"]
-    )
-    assert report.status == "not judged" and "MixtureOfDepths in 6 of 6 layers" in report.verdict
+def test_a_comparison_knows_it_without_being_told(tmp_path):
+    model(MODELS["llama-like"]).save(tmp_path)
+    report = lab.compare(tmp_path, [IDS[0].tolist()], ["numpy", "torch"], new_tokens=2, sweeps=["batch", "cached"])
+    assert report.status == "not judged" and "MixtureOfDepths in 2 of 3 layers" in report.verdict
     assert "Identical in exact mode on numpy and torch, gradients too" in report.verdict
-    choices = [row for row in report.table if row["tap"].endswith("router.chosen")]
-    assert len(choices) >= 12 and all(row["margin"] > 1 for row in choices if row["margin"] is not None)
+    assert {row["tap"] for row in report.table} >= {f"blocks.0.{name}" for name in MixtureOfDepths.taps}
+
+
+def test_another_choice_on_one_backend_is_a_defect(tmp_path, monkeypatch):
+    """Of the scores that it shows itself: so there is no doubt."""
+
+    def other_on_torch(right):
+        return lambda self, ops, scores, tokens: right(self, ops, -scores if ops.name == "torch" else scores, tokens)
+
+    patched("_best", other_on_torch)(monkeypatch)
+    model(MODELS["llama-like"]).save(tmp_path)
+    report = lab.compare(tmp_path, [IDS[0].tolist()], ["numpy", "torch"], new_tokens=0, exact=False, gradients=False)
+    assert report.status == "defect" and report.first_divergence.tap == "blocks.0.router.chosen"
 
 
 @pytest.mark.parametrize(
