@@ -128,9 +128,23 @@ def check(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> Setting
     """Composes one run without running it: every mistake that the words hold is found here, as a ConfigurationError."""
     config = _compose(hydra, words)
     settings = settings_from(config, config.hydra.runtime.choices, texts)
+    _refuse_replaced(settings, words)
     settings.build("job")
     settings.build("sampling")
     return settings
+
+
+def _refuse_replaced(settings: Settings, words: Sequence[str]) -> None:
+    """A field of a part that another word of the same line takes the place of would be passed over in silence."""
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        whole, part, *field = [*key.split("."), ""][:3]
+        if part in settings.sections and whole in settings.sections and settings.choices.get(part):
+            said = ".".join([part, *filter(None, field)])
+            message = (
+                f"{key} is given, and {part}={settings.choices[part]} takes the place of {whole}.{part}. Say {said}=."
+            )
+            raise ConfigurationError(message)
 
 
 def check_sweep(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> list[Settings]:

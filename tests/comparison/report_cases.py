@@ -153,10 +153,27 @@ def sound(layers=4, names=("numpy float32", "torch float32", "jax float32"), pro
     }
 
 
+def routed(participant, layers=12, flips=40):
+    """What is told of the routes of a participant: one flip after the other through the layers."""
+    kl = {"total": 5.1e-7, "experts": 4.9e-7, "weights": -2.2e-9, "arithmetic": 2.2e-8}
+    row = {"tokens": 64, "flips": flips // layers, "own": 1, "reordered": 2, "error": 4e-4, "certified": 0.88}
+    row |= {"smallest_margin": 1e-5, "margin_of_flips": 3e-4}
+    return {"participant": participant, "tokens": 64, "kl": kl, "certified": 0.8824, "runs": []} | {
+        "layers": [{"layer": layer, **row} for layer in range(layers)],
+        "flips": [
+            {"text": 0, "position": number, "layer": number % layers, "a": [1, 2], "b": [1, 7]}
+            | {"margin": 1e-5 * number, "own": number < layers, "certified": False}
+            for number in range(flips)
+        ],
+    }
+
+
 def large():
-    """GPT-2 small with five participants, four prompts, 148 parameters and 40 flips each."""
+    """GPT-2 small with five participants, four prompts, 148 parameters and 40 flips each; its networks are experts."""
     names = ("numpy float32", "torch float32", "jax float32", "torch bfloat16", "transformers float32")
-    return sound(layers=12, names=names, prompts=4, flips=40, seed=1)
+    report = sound(layers=12, names=names, prompts=4, flips=40, seed=1)
+    report["routing"] = [routed(name, flips=flips) for name, flips in zip(names, (0, 0, 0, 40), strict=False)]
+    return report
 
 
 def defect():
@@ -229,6 +246,9 @@ def hostile():
     report["reached"]["unbounded"] = [HOSTILE]
     report["reached"]["checks"][0] |= {"check": HOSTILE, "participant": HOSTILE, "wrong": HOSTILE}
     report["environment"]["command"] = ["python", HOSTILE]
+    report["routing"] = [routed(row["name"], layers=1) for row in report["participants"]]
+    report["routing"][0]["kl"] = dict.fromkeys(("total", "experts", "weights", "arithmetic"), np.nan)
+    report["routing"][1] |= {"certified": None, "flips": report["routing"][1]["flips"] * 500}
     return report
 
 

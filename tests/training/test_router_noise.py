@@ -16,6 +16,7 @@ from transformer_lab.ffn.moe import MixtureOfExperts
 from transformer_lab.language_model import assemble
 from transformer_lab.model.init import initialise
 from transformer_lab.model.parameters import shapes
+from transformer_lab.router.base import Base
 from transformer_lab.router.deepseek_v3 import DeepSeekV3
 from transformer_lab.router.deepseek_v4 import DeepSeekV4
 from transformer_lab.router.gpt_oss import GptOss
@@ -70,6 +71,19 @@ def test_three_backends_draw_alike_in_any_number_of_pieces(kind):
         for layer in (0, 1):
             close(training.told[layer], one.told[layer])
     assert np.abs(run(begun("numpy", config(KINDS[kind]), seed=1)) - expected).max() > 1e-6
+
+
+def test_base_layers_train_alike_on_three_backends():
+    """Tokens are given out among those of one piece, so other pieces are another training."""
+    found = [begun(backend, config(Base())) for backend in BACKENDS]
+    losses = [run(training, 2) for training in found]
+    for training, loss in zip(found[1:], losses[1:], strict=True):
+        np.testing.assert_allclose(loss, losses[0], rtol=0, atol=LOSS_CURVE["float64"])
+        close(training.trees()["params"], found[0].trees()["params"])
+    for layer in (0, 1):
+        load = found[0].told[layer]["load"]
+        assert (load.max() - load.min()) <= 2 * 3  # of two pieces, each with up to 3 places left over
+    assert np.abs(run(begun("numpy", config(Base())), 1) - losses[0]).max() > 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,7 +171,7 @@ def test_outside_training_nothing_is_drawn(kind, monkeypatch):
 
 
 V3 = DeepSeekV3(2, n_groups=2, top_groups=1)
-BUSY = [Switch(), GShard(), NoisyTopK(2), V3, DeepSeekV4(2), Table(2, vocab_size=61), GptOss(2), Mixtral(2)]
+BUSY = [Switch(), Base(), GShard(), NoisyTopK(2), V3, DeepSeekV4(2), Table(2, vocab_size=61), GptOss(2), Mixtral(2)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -28,6 +28,8 @@ from transformer_lab.errors import ConfigurationError, LabError
 from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
 from transformer_lab.left_over import temporary_folder
 from transformer_lab.model.causality import not_in_pieces
+from transformer_lab.routes.layer import mixtures
+from transformer_lab.routes.split import routing_split
 
 Progress = Callable[[str, int, int], None]
 LONGEST_GRADIENT = 32  # tokens: a backward pass keeps every score of every layer
@@ -173,6 +175,8 @@ def compare(
         part.gradients = gradients_of(own, asked)
         if len(ids[0]) > 1 and asked:
             part.loss = wrong_loss(model, own.name, ids[0], training=gradients)
+        if asked and mixtures(config):
+            part.routing = routing_split(true_model, model, [row.tolist() for row in ids]).to_dict()
         again = load if isinstance(backend, str) else None
         part.sweeps = list(sweep(sweeps, model, own.name, again, truth, ids[0], plain))
         return part

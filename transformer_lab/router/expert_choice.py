@@ -7,6 +7,8 @@ on the tokens behind it, so a decoder that generates with it does something else
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from transformer_lab.model.limits import require_positive
 from transformer_lab.router.every_expert import EveryExpert
 
@@ -30,19 +32,26 @@ class ExpertChoice(EveryExpert):
         require_positive("ffn.router.factor", self.factor)
 
     def kept(self, ops: Any, logits: Any, ids: Any, state: Any, tokens: Any) -> Any:
+        """What is padding decides nothing, not even whether a row has few tokens: else the same text would have other
+        experts where rows are padded to another length."""
         xp, scores, (_, length, experts) = ops.xp, ops.softmax(logits), logits.shape
         real = None if tokens.real is None else tokens.real[:, :, None]
-        if length * self.factor < experts:  # as in decoding, a token at a time
-            best = min(experts, max(1, round(self.factor)))
-            chosen = _rank(ops, scores, axis=-1) < best
-            return chosen if real is None else chosen & real
-        scores = scores if real is None else xp.where(real, scores, -1.0)
-        rank = _rank(ops, scores, axis=1)
+        places = [self._places(count, experts) for count in range(length + 1)]  # of each expert, by the real tokens
+        few = places[-1] is None
+        if few or real is not None:
+            best = _rank(ops, scores, axis=-1) < min(experts, max(1, round(self.factor)))
+        if few:  # in every row, as in decoding, a token at a time
+            return best if real is None else best & real
         if real is None:
-            return rank < -int(-self.factor * length // experts)
-        count = xp.sum(ops.cast(real, ops.index_dtype), axis=1, keepdims=True)  # [B, 1, 1], of the real tokens
-        places = ops.asarray([-int(-self.factor * tokens_of_row // experts) for tokens_of_row in range(length + 1)])
-        return (rank < xp.take(places, xp.reshape(count, (-1,)), axis=0)[:, None, None]) & real
+            return _rank(ops, scores, axis=1) < places[-1]
+        rank = _rank(ops, xp.where(real, scores, -1.0), axis=1)
+        count = xp.sum(ops.cast(tokens.real, ops.index_dtype), axis=1)  # [B]
+        room = xp.take(ops.asarray(np.array([number or 0 for number in places])), count, axis=0)[:, None, None]
+        return xp.where(room == 0, best, rank < room) & real
+
+    def _places(self, count: int, experts: int) -> int | None:
+        """Of so many tokens each expert takes this many; None where there are fewer places than experts."""
+        return None if count * self.factor < experts else -int(-self.factor * count // experts)
 
 
 def _rank(ops: Any, scores: Any, axis: int) -> Any:

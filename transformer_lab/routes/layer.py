@@ -112,13 +112,17 @@ class Layer:
 
 
 def mixtures(config: ModelConfig) -> dict[int, MixtureOfExperts]:
-    """The mixtures of experts of a model by the number of their block. Raises ConfigurationError if there is none."""
-    found = {
+    """The mixtures of experts of a model by the number of their block."""
+    return {
         number: block.ffn
         for number, block in enumerate(config.blocks)
         if isinstance(getattr(block, "ffn", None), MixtureOfExperts)
     }
-    if not found:
+
+
+def require_mixtures(config: ModelConfig) -> dict[int, MixtureOfExperts]:
+    """The same. Raises ConfigurationError if there is none."""
+    if not (found := mixtures(config)):
         message = "This model has no mixture of experts, so nothing is routed. Take one that has, or ffn=moe."
         raise ConfigurationError(message)
     return found

@@ -18,7 +18,7 @@ from transformer_lab.comparison.default_prompts import default_prompts
 from transformer_lab.comparison.judging.logits import LogitAgreement, agreement_of, merge
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.language_model import LanguageModel, Prompt, several_prompts
-from transformer_lab.routes.layer import Layer, Routes, joined, mixtures
+from transformer_lab.routes.layer import Layer, Routes, joined, require_mixtures
 
 SCHEMA = 1
 RUNS = ("as it is", "with the experts of a", "with the experts and the weights of a")
@@ -119,7 +119,7 @@ def routing_split(a: LanguageModel, b: LanguageModel, prompts: Prompt | Sequence
 
 def _same_layers(a: LanguageModel, b: LanguageModel) -> list[tuple[Layer, Layer]]:
     """The mixtures of both. Raises ConfigurationError if a's routes are none for b."""
-    ours, theirs = mixtures(a.config), mixtures(b.config)
+    ours, theirs = require_mixtures(a.config), require_mixtures(b.config)
     forms = [
         {number: (ffn.experts.count, ffn.router.slots(ffn.experts.count), ffn.drops) for number, ffn in one.items()}
         for one in (ours, theirs)

@@ -9,7 +9,7 @@ import numpy as np
 from transformer_lab.atomic_file import finite
 from transformer_lab.comparison.default_prompts import default_prompts
 from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
-from transformer_lab.routes.layer import Layer, Routes, joined, mixtures
+from transformer_lab.routes.layer import Layer, Routes, joined, require_mixtures
 from transformer_lab.routes.report import RoutingReport
 from transformer_lab.routes.statistics import statistics
 from transformer_lab.routes.token_classes import CLASSES, token_classes
@@ -32,7 +32,7 @@ def routing(
     """
     if not isinstance(model, LanguageModel):
         model = load_model(model, **options)
-    layers = [Layer(model, number) for number in mixtures(model.config)]
+    layers = [Layer(model, number) for number in require_mixtures(model.config)]
     tokenizer, config = model.tokenizer, model.config
     if texts is None:
         texts = default_prompts(tokenizer, config.vocab_size, config.context_length)

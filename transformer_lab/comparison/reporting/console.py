@@ -29,9 +29,10 @@ def print_report(report: Report, console: Console, page: Path | None = None) -> 
 
 
 def tables(report: Report) -> list[RenderableType]:
-    """In this order: the verdict; participants; the first divergence; sweeps; what was reached. The last three only
-    where there is something to say."""
-    parts = [_verdict(report), _participants(report), _first_divergence(report), _sweeps(report), _reached(report)]
+    """In this order: the verdict; participants; the first divergence; routing; sweeps; what was reached. The last four
+    only where there is something to say."""
+    makers = (_verdict, _participants, _first_divergence, _routing, _sweeps, _reached)
+    parts = [make(report) for make in makers]
     return [part for part in parts if part is not None]
 
 
@@ -69,6 +70,25 @@ def _first_divergence(report: Report) -> RenderableType | None:
         return None
     rows = summary.divergence_in_words(report["first_divergence"])
     return Text("\n".join(("\nFirst divergence", *(f"{term:>16}  {_dashed(_plain(said))}" for term, said in rows))))
+
+
+def _routing(report: Report) -> RenderableType | None:
+    rows = report.get("routing")
+    if not rows:
+        return None
+    table = _table("Experts: what of KL from the truth comes of tokens that went elsewhere")
+    _words(table, "participant", [row["participant"] for row in rows])
+    _numbers(table, "KL", "experts", "weights", "arithmetic", "flips", "own", "certified")
+    for row in rows:
+        parts = (_number(row["kl"][part]) for part in ("total", "experts", "weights", "arithmetic"))
+        own = sum(layer["own"] for layer in row["layers"])
+        counts = (f"{len(row['flips']):,}", f"{own:,}", _dashed(share(row["certified"])))
+        table.add_row(_cell(row["participant"]), *parts, *counts)
+    table.caption = (
+        "flips: tokens of a layer with other experts than the truth's; own: not for an earlier flip. certified: tokens "
+        "whose scores lie too far apart for errors of this size to send them elsewhere."
+    )
+    return table
 
 
 def _sweeps(report: Report) -> RenderableType | None:

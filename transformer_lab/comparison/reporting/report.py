@@ -36,6 +36,7 @@ class Part:
     continuations: Continuations | None = None
     gradients: list[GradientRow] = field(default_factory=list)
     sweeps: list[SweepRow] = field(default_factory=list)
+    routing: Mapping[str, Any] | None = None
     loss: list[str] = field(default_factory=list)
 
     @classmethod
@@ -137,6 +138,7 @@ def report_of(
         "exact": _exact_section(exactness, order),
         "logits": [_logits_row(examination) for examination in examinations if examination.logits],
         "text": [_text_row(one) for one in continued],
+        "routing": [_routing_row(part.facts["name"], part.routing) for part in parts if part.routing is not None],
         "gradients": [row.to_dict() for part in parts for row in part.gradients],
         "sweeps": [asdict(row) for part in parts for row in part.sweeps],
         "reached": reached(parts, prompts, model, judge),
@@ -236,6 +238,12 @@ def _logits_row(examination: Examination) -> dict[str, Any]:
     row: dict[str, Any] = {"participant": examination.participant}
     row |= {name: getattr(all_prompts, name) for name in measures}
     return row | {"flips": [asdict(flip) for flip in all_prompts.flips]}
+
+
+def _routing_row(name: str, split: Mapping[str, Any]) -> dict[str, Any]:
+    """`RoutingSplit.to_dict` (`routes/split.py`), of which a is the truth and b the participant."""
+    names = ("tokens", "runs", "kl", "certified", "layers", "flips")
+    return {"participant": name} | {field: split[field] for field in names}
 
 
 def _text_row(one: Continuations) -> dict[str, Any]:
