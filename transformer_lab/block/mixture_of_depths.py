@@ -32,8 +32,8 @@ class MixtureOfDepths:
     Which are chosen: of a sequence that is there as a whole the ceil(capacity * T) best scores (T without padding, of
     equal ones the first), which hangs on what is behind a token. Over a cache, as in generation, each token with
     score > 0, that is sigmoid(score) > 0.5, which hangs on the token alone. selection_loss times the binary
-    cross-entropy between the two is added to the loss in training, so that they come to agree (section 3.5, which names
-    no coefficient).
+    cross-entropy between the two is added to the loss in training, so that they come to agree: the first of the paper's
+    two ways to sample. The coefficient is ours.
 
     As a whole only the chosen tokens are computed; over a cache all are, as a fixed shape asks for.
     """

@@ -39,5 +39,5 @@ def not_in_batches(config: ModelConfig) -> str | None:
 def _named(part: Any) -> str:
     router = getattr(part, "router", None)
     if router is not None:
-        part = part.capacity if router.causal else router
+        part = getattr(part, "capacity", None) or part if router.causal else router
     return type(part).__name__
