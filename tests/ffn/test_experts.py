@@ -276,7 +276,7 @@ def test_tokens_that_compete_are_named_when_text_is_generated():
     options = {"weights": "random", "ffn": "expert_choice"}
     report = lab.compare("storybook", [5, 6, 7], ["numpy"], new_tokens=4, exact=False, options=options)
     assert report.status == "not judged"  # and no defect
-    assert "Not judged: what generate gives. Experts are given out" in report.verdict
+    assert "Not judged: what generate gives. Places are given out" in report.verdict
 
 
 def test_a_folder_of_ones_own_holds_experts(tmp_path):

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -12,9 +13,11 @@ from tolerances import FINITE_DIFFERENCE, GRADIENT, GRADIENT_BY_HAND
 
 from transformer_lab.backends.plain import gradients
 from transformer_lab.backends.readings.recorded import record
+from transformer_lab.block.mixture_of_depths import MixtureOfDepths
 from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.dense import Dense
+from transformer_lab.language_model import with_parts
 from transformer_lab.model.decoder import forward
 from transformer_lab.model.parameters import nest, shapes
 
@@ -46,11 +49,13 @@ class Normalised:
 
 SIZES = {"vocab_size": 31, "context_length": 12, "hidden_size": 16, "num_layers": 2, "num_heads": 4}
 LLAMA = {"position": "rotary", "norm": "rms_norm", "attention_bias": False, "tied_head": False, "num_kv_heads": 2}
+HALF_AS_DEEP = partial(MixtureOfDepths, capacity=0.5)
 MODELS = {
     "gpt2-like": small_model(**SIZES, ffn=Dense(24)),
     "gpt2-like, exact gelu": small_model(**SIZES, ffn=Dense(24, "gelu_erf"), attention_scale_by_layer=True),
     "llama-like": small_model(**SIZES, ffn=Dense(24, "silu", gated=True, bias=False), **LLAMA),
     "a user's own network": small_model(**SIZES, ffn=Normalised()),
+    "a mixture of depths": with_parts(small_model(**SIZES, ffn=Dense(24), **LLAMA), block=HALF_AS_DEEP),
 }
 IDS = np.random.default_rng(3).integers(0, 31, (3, 11))
 

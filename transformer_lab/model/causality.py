@@ -1,7 +1,8 @@
-"""What of a decoder hangs on more than a token and its past: networks in which tokens compete for their experts.
+"""What of a decoder hangs on more than a token and its past: tokens compete for experts, or for a place in a block.
 
-A network says so with `same_in_pieces` (whether feeding a text in pieces, as generation does, gives what feeding it at
-once gives) and `same_in_batches` (whether other rows change nothing); both are true where it is silent.
+A block or its network says so with `same_in_pieces` (whether feeding a text in pieces, as generation does, gives what
+feeding it at once gives), a network with `same_in_batches` (whether other rows change nothing); both are true where it
+is silent.
 """
 
 from typing import Any
@@ -15,12 +16,16 @@ class TokensCompete(UserWarning):
 
 def not_in_pieces(config: ModelConfig) -> str | None:
     """In a sentence, why a text that comes in pieces is another computation; None if it is not."""
-    found = [block.ffn for block in config.blocks if not getattr(block.ffn, "same_in_pieces", True)]
-    if not found:
+    found = [
+        next((part for part in (block, block.ffn) if not getattr(part, "same_in_pieces", True)), None)
+        for block in config.blocks
+    ]
+    competing = [part for part in found if part is not None]
+    if not competing:
         return None
-    where = f"{_named(found[0])} in {len(found)} of {config.num_layers} layers"
+    where = f"{_named(competing[0])} in {len(competing)} of {config.num_layers} layers"
     return (
-        f"Experts are given out among the tokens of one pass ({where}), so that a text that is fed token by token, as "
+        f"Places are given out among the tokens of one pass ({where}), so that a text that is fed token by token, as "
         "in generation, is another computation."
     )
 
@@ -31,7 +36,8 @@ def not_in_batches(config: ModelConfig) -> str | None:
     return f"Rows of a batch compete for experts ({_named(found[0])})." if found else None
 
 
-def _named(ffn: Any) -> str:
-    router = getattr(ffn, "router", None)
-    part = router if router is not None and not router.causal else getattr(ffn, "capacity", None) or ffn
+def _named(part: Any) -> str:
+    router = getattr(part, "router", None)
+    if router is not None:
+        part = getattr(part, "capacity", None) or part if router.causal else router
     return type(part).__name__

@@ -174,9 +174,11 @@ class TrainingStep:
 def make_step(ops: Any, config: ModelConfig, optimizer: AdamW) -> Callable[..., Any]:
     """(params, moments, average, states, constants, token_ids, weights, rates, noise) ->
     (params, moments, average, states, loss, norm, what the networks tell)."""
-    talking = {layer: block.ffn for layer, block in enumerate(config.blocks) if hasattr(block.ffn, "training_terms")}
-    wanted = {f"blocks.{layer}.ffn.{name}" for layer, ffn in talking.items() for name in ffn.taps if "router" in name}
-    whole_step = any(ffn.balance_loss > 0.0 and ffn.balance_scope == "step" for ffn in talking.values())
+    talking = _talking(config)
+    wanted = {start + name for start, part in talking.values() for name in part.taps if "router" in name}
+    whole_step = any(
+        getattr(part, "balance_scope", None) == "step" and part.balance_loss > 0.0 for _, part in talking.values()
+    )
 
     def loss_of(
         params: Tree,
@@ -198,11 +200,10 @@ def make_step(ops: Any, config: ModelConfig, optimizer: AdamW) -> Callable[..., 
         tree = nest({**params, **states}) | constants
         text = weighted_loss(ops, config, tree, ids, weights, look if talking else identity, noise)
         total, told = text, {}
-        for layer, ffn in talking.items():
-            start = f"blocks.{layer}.ffn."
+        for layer, (start, part) in talking.items():
             taps = {name.removeprefix(start): x for name, x in seen.items() if name.startswith(start)}
-            state = tree["blocks"][layer]["ffn"].get("balancer", {})
-            more, told[str(layer)] = ffn.training_terms(ops, state, taps, weights, of_step.get(str(layer)))
+            state = tree["blocks"][layer].get("ffn", {}).get("balancer", {})
+            more, told[str(layer)] = part.training_terms(ops, state, taps, weights, of_step.get(str(layer)))
             total = total + more
         return total, {"loss": text, "told": told}
 
@@ -232,7 +233,7 @@ def make_step(ops: Any, config: ModelConfig, optimizer: AdamW) -> Callable[..., 
 
             def loads(index: Any) -> Any:
                 _, found = loss_of(*of_piece(index, {}))
-                return {layer: own["load"] for layer, own in found["told"].items()}
+                return {layer: own["load"] for layer, own in found["told"].items() if "load" in own}
 
             of_step = summed(ops, loads, ids.shape[0])
 
@@ -253,13 +254,24 @@ def make_step(ops: Any, config: ModelConfig, optimizer: AdamW) -> Callable[..., 
     return step
 
 
-def _moved(ops: Any, talking: Mapping[int, Any], states: Tree, told: Mapping[str, Any], good: Any) -> Tree:
+def _talking(config: ModelConfig) -> dict[int, tuple[str, Any]]:
+    """Layer -> (how its taps begin, the part of it that adds to the loss and tells something), which is its network or
+    the block itself. A layer without one is not there."""
+    found = {}
+    for layer, block in enumerate(config.blocks):
+        for start, part in ((f"blocks.{layer}.", block), (f"blocks.{layer}.ffn.", block.ffn)):
+            if hasattr(part, "training_terms"):
+                found[layer] = start, part
+    return found
+
+
+def _moved(ops: Any, talking: Mapping[int, tuple[str, Any]], states: Tree, told: Mapping[str, Any], good: Any) -> Tree:
     """The states after a step, each moved once by its layer's own rule; as they were if the step was not finite."""
     new = dict(states)
-    for layer, ffn in talking.items():
+    for layer, (_, part) in talking.items():
         start = f"blocks.{layer}.ffn.balancer."
         state = {name.removeprefix(start): x for name, x in states.items() if name.startswith(start)}
         if state:
-            moved = ffn.moved(ops, state, told[str(layer)])
+            moved = part.moved(ops, state, told[str(layer)])
             new |= {start + name: ops.xp.where(good, x, state[name]) for name, x in moved.items()}
     return new

@@ -37,7 +37,9 @@ GROUPS = ("block", "attention", "position", "norm", "ffn", "router", "balancer")
 DEEPEST = 8  # parts within parts
 # The fields that hold parts, and of which group; nothing else may hold one.
 _GROUP_OF = {group: group for group in GROUPS} | {"blocks": "block", "embedding_norm": "norm", "scaling": "position"}
+_GROUP_OF["inner"] = "block"  # without parts of its own, which are those of the block around it
 _GROUP_OF |= dict.fromkeys(("experts", "shared", "capacity"), "ffn")
+_NUMBERS = ("blocks.capacity",)  # what has the name of a part and is none
 _TOKENS = {"end_of_text_id": "eos_token_id", "begin_of_text_id": "bos_token_id"}
 
 
@@ -116,7 +118,7 @@ def _value(value: Any, where: str, depth: int = 0) -> Any:
     if depth > DEEPEST:
         message = f"{where} holds parts within parts, more than {DEEPEST} deep."
         raise ConfigurationError(message)
-    if field in _GROUP_OF and value is not None:
+    if field in _GROUP_OF and where not in _NUMBERS and value is not None:
         return _part(value, where, depth)
     if isinstance(value, Mapping):
         message = f"{where} is {shown(value)}; no part belongs there."
@@ -142,7 +144,8 @@ def _part(value: Any, where: str, depth: int = 0) -> Any:
     if name not in classes:
         message = f"{where} is {shown(path)}, which is no part of this version of transformer_lab."
         raise ConfigurationError(message)
-    without = [own for own in ("attention", "norm", "ffn") if group == "block" and values.get(own) is None]
+    whole = group == "block" and not where.endswith(".inner")
+    without = [own for own in ("attention", "norm", "ffn") if whole and values.get(own) is None]
     if without:
         message = f"{where} is a block without {' and '.join(without)}."
         raise ConfigurationError(message)
