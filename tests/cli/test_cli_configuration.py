@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
 
 import pytest
 
@@ -10,6 +11,7 @@ from transformer_lab import ConfigurationError, available_backends
 from transformer_lab.backends.base import OPERATIONS
 from transformer_lab.composition import compose
 from transformer_lab.config import component, construct, groups, names
+from transformer_lab.language_model.changed_parts import PARTS
 from transformer_lab.paths import data_folder
 
 PRESETS = ("track", "experiment")  # groups that have no section of their own
@@ -24,6 +26,30 @@ def test_every_file_composes_and_builds(group, name):
         parts = dict.fromkeys(("attention", "norm", "ffn")) if group == "block" else {}  # it is made of others
         built = settings.build(group, **parts)
         assert f"{type(built).__module__}.{type(built).__qualname__}" == settings.sections[group]["_target_"]
+
+
+def unlisted(section, where=""):
+    """The fields of a component that its section does not list, so that no command line could set them."""
+    if not isinstance(section, dict):
+        return []
+    found = [f"{where}.{name}" for name, part in section.items() for name in unlisted(part, name)]
+    if "_target_" in section:
+        module, _, name = section["_target_"].rpartition(".")
+        kind = getattr(import_module(module), name)
+        if is_dataclass(kind):
+            found += [f"{where}.{own.name}" for own in fields(kind) if own.name not in section]
+    return found
+
+
+# What is made of other parts, and a part that is set in Python alone.
+NOT_WORDS = {"block": [".attention", ".ffn", ".norm"], "position": [".scaling"]}
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group, name in FILES if group in PARTS])
+def test_every_field_can_be_set(group, name):
+    """`ffn=mixtral ffn.z_loss=0.001` needs the line `z_loss: 0.0` in the file."""
+    left = unlisted(compose([f"{group}={name}"]).sections[group])
+    assert set(left) <= set(NOT_WORDS.get(group, [])), left
 
 
 def test_every_folder_is_a_group_and_every_group_a_folder():

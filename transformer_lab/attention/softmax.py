@@ -50,9 +50,8 @@ class SoftmaxAttention:
     sinks: bool = False
 
     def __post_init__(self) -> None:
-        for name, absent in (("num_kv_heads", self.num_heads), ("scale", None)):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, absent)
+        if self.num_kv_heads is None:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
         for name in ("num_heads", "head_size", "num_kv_heads"):
             require_whole(name, getattr(self, name), LIMITS[name])
         if self.num_heads % self.num_kv_heads:
@@ -116,10 +115,9 @@ class SoftmaxAttention:
         qkv = ops.linear(x, params["qkv"]["kernel"], params["qkv"].get("bias"))  # [B, T, (H + 2 K) N]
         qkv = xp.reshape(qkv, (batch, length, heads + 2 * self.num_kv_heads, self.head_size))
         if self.norm is not None:
-            query, key, value = qkv[:, :, :heads, :], qkv[:, :, heads:last, :], qkv[:, :, last:, :]
-            query = self._normal(ops, params.get("q_norm", {}), query)
-            key = self._normal(ops, params.get("k_norm", {}), key)
-            qkv = xp.concat([query, key, value], axis=2)
+            query = self._normal(ops, params.get("q_norm", {}), qkv[:, :, :heads, :])
+            key = self._normal(ops, params.get("k_norm", {}), qkv[:, :, heads:last, :])
+            qkv = xp.concat([query, key, qkv[:, :, last:, :]], axis=2)
         if self.clip is not None:
             qkv = xp.clip(qkv, -self.clip, self.clip)
         qkv = xp.permute_dims(qkv, (0, 2, 1, 3))  # [B, H + 2 K, T, N]
