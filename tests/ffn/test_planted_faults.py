@@ -32,10 +32,14 @@ from transformer_lab.ffn.moe import MixtureOfExperts
 from transformer_lab.language_model import assemble
 from transformer_lab.model.parameters import nest
 from transformer_lab.model.tokens import tokens_of
-from transformer_lab.router import olmoe
+from transformer_lab.router import noisy_top_k, olmoe
+from transformer_lab.router.deepseek_v3 import DeepSeekV3
+from transformer_lab.router.gpt_oss import GptOss
 from transformer_lab.router.mixtral import Mixtral
+from transformer_lab.router.noisy_top_k import NoisyTopK
 from transformer_lab.router.olmoe import OLMoE
 from transformer_lab.router.router import Router
+from transformer_lab.router.switch import Switch
 from transformer_lab.training import loop, optimizer
 from transformer_lab.training import step as step_module
 from transformer_lab.training.loop import Plan, TrainingRun
@@ -205,6 +209,78 @@ def test_a_fault_of_a_step_is_noticed(fault, monkeypatch):
     plant(monkeypatch)
     with pytest.raises(AssertionError):
         judge_step(ffns, pieces)
+
+
+# --- everything routed learns -----------------------------------------------------------------------------------------
+
+ROUTERS = {"olmoe": OLMoE(2), "gpt_oss": GptOss(2), "noisy": NoisyTopK(2), "v3": DeepSeekV3(2), "switch": Switch()}
+
+
+def judge_learning(title):
+    """After 3 steps each array of the layer is another one, of every expert, by the loss of the text alone."""
+    shared = Dense(6, "silu", gated=True)
+    ffn = MixtureOfExperts(ROUTERS[title], Experts(EXPERTS, 6, bias=True), shared, True, balancer=SignBias(0.01))
+    config, arrays = step_by_hand.model(ffn)
+    arrays["blocks.0.ffn.balancer.bias"][:] = 0.0
+    training = TrainingStep(component("backend", "numpy", precision="float64"), config, arrays, AdamW(weight_decay=0.0))
+    for step in range(1, 4):
+        training.run(IDS[None], WEIGHTS[None], step, 1.0)
+    for name, array in training.trees()["params"].items():
+        if ".ffn." in name:
+            moved = np.abs(array - arrays[name]).reshape(EXPERTS if ".experts." in name else 1, -1).max(axis=1)
+            assert (moved > 1e-4).all(), (name, moved)
+
+
+@pytest.mark.parametrize("title", ROUTERS)
+def test_every_routed_array_has_moved_after_some_steps(title):
+    judge_learning(title)
+
+
+def in_products_of_experts(name):
+    def plant(monkeypatch):
+        right = dispatch._product_of
+
+        def product_of(ops, own):
+            return right(ops, own | {name: {leaf: as_it_stands(x) for leaf, x in own[name].items()}})
+
+        monkeypatch.setattr(dispatch, "_product_of", product_of)
+
+    return plant
+
+
+def in_the_shared_network(monkeypatch):
+    right = Dense.__call__
+    monkeypatch.setattr(Dense, "__call__", lambda self, *given: as_it_stands(right(self, *given)))
+
+
+def in_the_noise(monkeypatch):
+    right = noisy_top_k.softplus
+    monkeypatch.setattr(noisy_top_k, "softplus", lambda ops, x: right(ops, as_it_stands(x)))
+
+
+def one_expert_forgotten(monkeypatch):
+    right = dispatch.dispatched
+    monkeypatch.setattr(moe, "dispatched", lambda ops, experts, params, x, ids, kept, most: (
+        right(ops, experts, params, x, ids, as_it_stands(ids) != 1, most)
+    ))  # fmt: skip
+
+
+UNLEARNED = {
+    "weights gathered without gradient": ("olmoe", weights_without_gradient),
+    "up of the experts": ("gpt_oss", in_products_of_experts("up")),
+    "gate of the experts": ("v3", in_products_of_experts("gate")),
+    "the shared network": ("switch", in_the_shared_network),
+    "the width of the noise": ("noisy", in_the_noise),
+    "one expert": ("v3", one_expert_forgotten),
+}
+
+
+@pytest.mark.parametrize("fault", UNLEARNED)
+def test_an_array_that_does_not_learn_is_noticed(fault, monkeypatch):
+    title, plant = UNLEARNED[fault]
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        judge_learning(title)
 
 
 # --- validation on the way --------------------------------------------------------------------------------------------
