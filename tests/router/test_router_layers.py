@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from reference_layers import CASES, VOCAB, Batch, D, E
 from small_models import small_model
 from tolerances import OPERATION
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
 import transformer_lab as lab
 from transformer_lab.comparison.judging.training_loss import parameter_gradients
@@ -327,6 +330,23 @@ def vanishing(precision="float64"):
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_vanishing_scores_pass_the_normaliser(precision):
     vanishing(precision)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vanishing_scores_weigh_as_in_transformers(backend):
+    config = transformers.DeepseekV3Config(
+        hidden_size=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, routed_scaling_factor=2.5
+    )
+    theirs = DeepseekV3TopkRouter(config)
+    theirs.weight.data = torch.eye(4)
+    with torch.no_grad():
+        right = theirs(torch.tensor(SMALL[0], dtype=torch.float32))[1].numpy()
+    ops, router = component("backend", backend, precision="float32"), DeepSeekV3(2, scale=2.5)
+    with ops.scope():
+        logits = ops.asarray(SMALL.astype(np.float32))
+        found = ops.to_numpy(router.weigh(ops, {}, logits, router.choose(ops, {}, logits, {}, None)))[0]
+    assert 0.1 < right[0].sum() < 2.4  # neither the sum nor what is added to it can be left out
+    np.testing.assert_allclose(np.sort(found), np.sort(right), rtol=OPERATION["float32"], atol=1e-14)
 
 
 @pytest.mark.parametrize(
