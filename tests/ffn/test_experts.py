@@ -13,6 +13,7 @@ from transformer_lab.backends.plain.experts import DISPATCHES
 from transformer_lab.backends.plain.manual import identity
 from transformer_lab.config import component
 from transformer_lab.ffn.capacity import Capacity
+from transformer_lab.ffn.clamped import Clamped
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.ffn.experts import Experts
 from transformer_lab.ffn.moe import MixtureOfExperts
@@ -233,6 +234,8 @@ SILU = KINDS["silu"]
         (lambda: Experts(0, 4), r"ffn\.experts\.count is 0; it must be a whole number from 1"),
         (lambda: Experts(2, 4, "swish"), r"ffn\.experts\.activation is .*swish.*; choose one of"),
         (lambda: Experts(2, 4, gated=False, limit=1.0), r"ffn\.experts\.limit belongs to gated experts"),
+        (lambda: Experts(2, 4, sharpness=0.0), r"ffn\.experts\.sharpness is 0\.0; it must be a positive number"),
+        (lambda: Clamped(4, limit=0.0), r"ffn\.limit is 0\.0; it must be a positive number"),
         (lambda: Capacity(order="best"), r"ffn\.capacity\.order is .*; choose one of token, choice, priority"),
         (lambda: Capacity(factor=-1.0), r"ffn\.capacity\.factor is -1\.0; it must be a positive number"),
         (

@@ -20,6 +20,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from transformer_lab.balancer.sign_bias import SignBias
 from transformer_lab.ffn.capacity import Capacity
+from transformer_lab.ffn.clamped import Clamped
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.ffn.experts import Experts
 from transformer_lab.ffn.moe import MixtureOfExperts
@@ -127,7 +128,6 @@ def deepseek_v3(layer, arrays, batch):
 
 
 def deepseek_v4(layer, arrays, batch):
-    """Its clamp is set beyond every number: experts of this form are not offered."""
     table = isinstance(layer.router, Table)
     config = transformers.DeepseekV4Config(
         vocab_size=VOCAB,
@@ -136,7 +136,7 @@ def deepseek_v4(layer, arrays, batch):
         n_routed_experts=E,
         num_experts_per_tok=layer.router.k,
         routed_scaling_factor=layer.router.scale,
-        swiglu_limit=1e9,
+        swiglu_limit=layer.experts.limit,
         num_hidden_layers=1,
         mlp_layer_types=["hash_moe" if table else "moe"],
         layer_types=["sliding_attention"],
@@ -249,7 +249,7 @@ def gshard(layer, arrays, batch):
 # --- the cases --------------------------------------------------------------------------------------------------------
 
 TWO_SHARED = Dense(2 * F, "silu", gated=True, bias=False)
-ONE_SHARED = Dense(F, "silu", gated=True, bias=False)
+LIMITED, LIMITED_SHARED = Experts(E, F, limit=3.0, sharpness=None), Clamped(F, limit=3.0)
 GROUPS = DeepSeekV3(3, n_groups=4, top_groups=2, scale=2.5)
 ROOM = Capacity(1.25, "choice")
 CLAMPED = Experts(E, F, bias=True, limit=7.0)
@@ -266,8 +266,8 @@ CASES = {
         deepseek_v3,
         precision="float32",
     ),
-    "deepseek_v4": Case(MixtureOfExperts(DeepSeekV4(3), GATED, ONE_SHARED, balancer=SignBias()), deepseek_v4),
-    "table": Case(MixtureOfExperts(Table(3, vocab_size=VOCAB), GATED, ONE_SHARED), deepseek_v4),
+    "deepseek_v4": Case(MixtureOfExperts(DeepSeekV4(3), LIMITED, LIMITED_SHARED, balancer=SignBias()), deepseek_v4),
+    "table": Case(MixtureOfExperts(Table(3, vocab_size=VOCAB), LIMITED, LIMITED_SHARED), deepseek_v4),
     "gpt_oss": Case(MixtureOfExperts(GptOss(3), CLAMPED), gpt_oss),
     "noisy_top_k": Case(MixtureOfExperts(NoisyTopK(3), PLAIN), noisy_top_k, "normal"),
     "noisy_top_k without noise": Case(MixtureOfExperts(NoisyTopK(3), PLAIN), noisy_top_k),

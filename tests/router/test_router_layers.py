@@ -4,14 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from reference_layers import CASES, VOCAB, Batch, D, E
 from small_models import small_model
 from tolerances import OPERATION
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
 import transformer_lab as lab
 from transformer_lab.comparison.judging.training_loss import parameter_gradients
 from transformer_lab.config import component, names
 from transformer_lab.errors import ConfigurationError
+from transformer_lab.ffn.clamped import Clamped
 from transformer_lab.ffn.experts import Experts
 from transformer_lab.language_model import assemble
 from transformer_lab.model.init import initialise
@@ -97,9 +101,12 @@ def test_the_cases_show_what_they_are_there_for():
     for title in ("switch", "gshard", "gshard with room"):
         _, weights, _ = computed(CASES[title], "numpy", *drawn(CASES[title]))
         assert 0.01 < (weights == 0.0).mean() < 0.5, title
-    kernels = drawn(CASES["gpt_oss"])
-    inner = kernels[1].x.reshape(-1, D) @ kernels[0]["experts.gate.kernel"][0]
-    assert (inner > 7.0).mean() > 0.01
+    for title in ("gpt_oss", "deepseek_v4"):
+        (arrays, batch), limit = drawn(CASES[title]), CASES[title].layer.experts.limit
+        for part, kernel in (("gate", arrays["experts.gate.kernel"][0]), ("up", arrays["experts.up.kernel"][0])):
+            inner = batch.x.reshape(-1, D) @ kernel
+            assert (inner > limit).mean() > 0.01, (title, part)
+            assert (inner < -limit).mean() > 0.01, (title, part)
 
 
 # --- what would be noticed --------------------------------------------------------------------------------------------
@@ -116,9 +123,36 @@ def swapped(monkeypatch):
 def clamped_after(monkeypatch):
     def call(self, ops, product, x):
         gate, up = product("gate", x), product("up", x)
+        if self.sharpness is None:
+            return product("down", ops.xp.clip(ops.silu(gate) * up, -self.limit, self.limit))
         return product("down", ops.xp.clip(gate * ops.sigmoid(gate * self.sharpness) * (up + 1.0), None, self.limit))
 
     monkeypatch.setattr(Experts, "__call__", call)
+
+
+def sharp(monkeypatch):
+    """GPT-OSS's form."""
+    right = Experts.__call__
+    monkeypatch.setattr(Experts, "__call__", lambda self, *rest: right(replace(self, sharpness=1.0), *rest))
+
+
+def limited(experts=True, shared=True, gate_below=False):
+    """Where the clamp is forgotten, or is for the gate at both ends."""
+
+    def change(monkeypatch):
+        for kind, kept in ((Experts, experts), (Clamped, shared)):
+            right = kind.__call__
+            if not kept:
+                monkeypatch.setattr(kind, "__call__", lambda self, *rest, right=right: right(
+                    replace(self, limit=1e9), *rest
+                ))  # fmt: skip
+        if gate_below:
+            monkeypatch.setattr(Experts, "__call__", lambda self, ops, product, x: product(
+                "down", ops.silu(ops.xp.clip(product("gate", x), -self.limit, self.limit))
+                * ops.xp.clip(product("up", x), -self.limit, self.limit),
+            ))  # fmt: skip
+
+    return change
 
 
 def weighed(kind, function):
@@ -223,6 +257,11 @@ MUTATIONS = {
         for title in ("mixtral", "olmoe", "deepseek_v3", "deepseek_v4", "gpt_oss")
     },
     "clamp after the product": ("gpt_oss", clamped_after),
+    "clamp after the product: v4": ("deepseek_v4", clamped_after),
+    "no clamp: experts": ("deepseek_v4", limited(experts=False)),
+    "no clamp: shared": ("table", limited(shared=False)),
+    "the gate clamped below too": ("deepseek_v4", limited(gate_below=True)),
+    "one added to up": ("deepseek_v4", sharp),
     **{
         f"{title} with {what}": (title, chosen(type(CASES[title].layer.router), change))
         for what, change in (("k + 1 experts", one_more), ("bfloat16 before the choice", in_bfloat16))
@@ -291,6 +330,23 @@ def vanishing(precision="float64"):
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_vanishing_scores_pass_the_normaliser(precision):
     vanishing(precision)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vanishing_scores_weigh_as_in_transformers(backend):
+    config = transformers.DeepseekV3Config(
+        hidden_size=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, routed_scaling_factor=2.5
+    )
+    theirs = DeepseekV3TopkRouter(config)
+    theirs.weight.data = torch.eye(4)
+    with torch.no_grad():
+        right = theirs(torch.tensor(SMALL[0], dtype=torch.float32))[1].numpy()
+    ops, router = component("backend", backend, precision="float32"), DeepSeekV3(2, scale=2.5)
+    with ops.scope():
+        logits = ops.asarray(SMALL.astype(np.float32))
+        found = ops.to_numpy(router.weigh(ops, {}, logits, router.choose(ops, {}, logits, {}, None)))[0]
+    assert 0.1 < right[0].sum() < 2.4  # neither the sum nor what is added to it can be left out
+    np.testing.assert_allclose(np.sort(found), np.sort(right), rtol=OPERATION["float32"], atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +420,7 @@ def test_every_file_builds_its_router_and_layer():
         assert isinstance(component("router", name), Router), name
         assert type(component("router", name)).__module__ == f"transformer_lab.router.{name}"
         assert component("router", name) == type(component("router", name))(), name
-    for name in ("switch", "gshard", "noisy_top_k", "deepseek_moe", "deepseek_v3", "gpt_oss"):
+    for name in ("switch", "gshard", "noisy_top_k", "deepseek_moe", "deepseek_v3", "deepseek_v4", "gpt_oss"):
         layer = component("ffn", name)
         assert layer.shapes(32)
         assert (layer.router.__module__.rpartition(".")[2] == name) == (name != "deepseek_moe")

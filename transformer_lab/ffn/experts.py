@@ -17,9 +17,10 @@ from transformer_lab.model.limits import LIMITS, require_choice, require_positiv
 class Experts:
     """`count` networks E of inner width `size` F: down(act(up(x))), or down(act(gate(x)) * up(x)) if `gated`.
 
-    activation: one of ACTIVATIONS. bias: whether the linear maps add one. limit, sharpness: the clamped form of GPT-OSS
-    (OpenAI 2025, arXiv 2508.10925), down(gate * sigmoid(sharpness * gate) * (up + 1)), with gate at most `limit` and up
-    between -limit and limit before the product; it takes the place of the activation.
+    activation: one of ACTIVATIONS. bias: whether the linear maps add one. limit: gate is at most that, and up between
+    -limit and limit, before the activation and the product. sharpness, with a limit: the form of GPT-OSS (OpenAI 2025,
+    arXiv 2508.10925), down(gate * sigmoid(sharpness * gate) * (up + 1)), in place of the activation; None keeps the
+    activation (DeepSeek-V4).
     """
 
     count: int
@@ -28,13 +29,14 @@ class Experts:
     gated: bool = True
     bias: bool = False
     limit: float | None = None
-    sharpness: float = 1.702
+    sharpness: float | None = 1.702
 
     def __post_init__(self) -> None:
         require_whole("ffn.experts.count", self.count, LIMITS["num_experts"])
         require_whole("ffn.experts.size", self.size, 100 * LIMITS["hidden_size"])
         require_choice("ffn.experts.activation", self.activation, ACTIVATIONS)
-        require_positive("ffn.experts.sharpness", self.sharpness)
+        if self.sharpness is not None:
+            require_positive("ffn.experts.sharpness", self.sharpness)
         if self.limit is not None:
             require_positive("ffn.experts.limit", self.limit)
             if not self.gated:
@@ -57,8 +59,9 @@ class Experts:
         if not self.gated:
             return product("down", getattr(ops, self.activation)(up))
         gate = product("gate", x)
-        if self.limit is None:
-            return product("down", getattr(ops, self.activation)(gate) * up)
-        gate = ops.xp.clip(gate, None, self.limit)
-        up = ops.xp.clip(up, -self.limit, self.limit)
-        return product("down", gate * ops.sigmoid(gate * self.sharpness) * (up + 1.0))
+        if self.limit is not None:
+            gate = ops.xp.clip(gate, None, self.limit)
+            up = ops.xp.clip(up, -self.limit, self.limit)
+            if self.sharpness is not None:
+                return product("down", gate * ops.sigmoid(gate * self.sharpness) * (up + 1.0))
+        return product("down", getattr(ops, self.activation)(gate) * up)
