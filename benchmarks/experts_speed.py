@@ -6,8 +6,9 @@ block: width 512, 8 experts of 1024, 2 for each token, 512 tokens, float32; tran
 each of its ways on a CPU (batched_mm, which copies kernels for every token, for one token alone). decode: one token;
 prefill: 512 tokens, with 8 and with 64 such experts, random rows each time, so that both exceed the caches. training: a
 decoder of 4 layers, width 256, 8 experts of 512, 2 for each token, context 256, batch 8, vocabulary 4096, with balance
-loss; "plain" is the same in torch.nn modules, a loop over experts. One process per participant, asked in turn, each time
-with a call before that is not timed, for others used the caches and the threads in between; medians over the rounds, ratios within a round (above 1: faster than the fastest of transformers', or than plain). Writes
+loss; "plain" is the same in torch.nn modules, a loop over experts. One process per participant, asked in turn, each
+time with a call before that is not timed, for others used the caches and the threads in between; medians over the
+rounds, ratios within a round (above 1: faster than the fastest of transformers', or than plain). Writes
 benchmarks/results/experts_speed.json.
 """
 

@@ -36,32 +36,40 @@ def plain_unavailable(ops: Any) -> str | None:
 
 
 def onednn_product(a: Any, b: Any) -> Any:
-    """a [M, K] @ b [K, N], both strided tensors, by oneDNN: in bfloat16 torch's own product is that, and faster where a
-    is transposed."""
-    if a.dtype == torch.bfloat16:
-        return a @ b
+    """a [M, K] @ b [K, N], both strided tensors, by oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
+
+
+def product_of(rows: Any) -> Callable[[Any, Any], Any]:
+    """How matrices are multiplied in training with these rows [R, in].
+
+    torch's own products of float32 reach half to four fifths of oneDNN's rate on an AMD processor. But oneDNN compiles
+    for each R anew, and that of an expert is another in each step; and in bfloat16 torch's own are oneDNN's already.
+    """
+    fixed = rows.shape[0] % 64 == 0  # as of whole windows
+    return onednn_product if fixed and rows.dtype == torch.float32 else torch.mm
 
 
 class TrainableProduct(torch.autograd.Function):  # type: ignore[misc]
     """rows [R, in] times a plain kernel [in, out], for training: Y = X K, dX = dY K^T, dK = X^T dY.
 
-    torch's own products of float32 reach half of oneDNN's rate on an AMD processor. In bfloat16 all three products
-    round their inputs and their results to bfloat16; the kernel and its gradient stay float32.
+    In bfloat16 all three products round their inputs and their results to bfloat16; the kernel and its gradient stay
+    float32.
     """
 
     @staticmethod
     def forward(context: Any, rows: Any, kernel: Any, dtype: Any) -> Any:
         rows, kernel = rows.to(dtype), kernel.to(dtype)
         context.save_for_backward(rows, kernel)
-        return onednn_product(rows, kernel).float()
+        return product_of(rows)(rows, kernel).float()
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(context: Any, gradient: Any) -> Any:
         rows, kernel = context.saved_tensors
         gradient = gradient.to(rows.dtype)
-        return onednn_product(gradient, kernel.T).float(), onednn_product(rows.T, gradient).float(), None
+        product = product_of(rows)
+        return product(gradient, kernel.T).float(), product(rows.T, gradient).float(), None
 
 
 def trainable_linear(x: Any, kernel: Any, bias: Any, dtype: Any) -> Any:
