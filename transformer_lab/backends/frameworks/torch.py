@@ -284,7 +284,7 @@ class TorchBackend(Backend):
     def slice_update(self, target: Any, update: Any, start: Any, axis: int) -> Any:
         length = update.shape[axis]
         if target.shape[0] == 1:
-            positions = start + torch.arange(length, device=start.device)
+            positions = start if length == 1 else start + torch.arange(length, device=start.device)
             return target.index_copy_(axis, positions, update)
         # One index for each row and position, laid over the other axes by scatter.
         positions = start[:, None] + torch.arange(length, device=start.device)
