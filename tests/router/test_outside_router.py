@@ -28,6 +28,12 @@ def test_it_is_two_files_of_forty_lines():
     assert sum(len((EXAMPLE / name).read_text().splitlines()) for name in files) <= 40
 
 
+def test_the_document_shows_these_files():
+    page = (EXAMPLE.parents[1] / "docs" / "extending.md").read_text()
+    for language, name in (("python", "mine.py"), ("yaml", "conf/ffn/mine.yaml")):
+        assert f"```{language}\n# {'my_' * (language == 'yaml')}{name}\n{(EXAMPLE / name).read_text()}```" in page
+
+
 def test_it_is_judged_like_ours(mine, tmp_path):
     save_gpt2(tmp_path)
     options = {"weights": "random", "ffn": "moe", "router": mine}
