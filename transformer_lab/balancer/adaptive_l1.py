@@ -7,7 +7,7 @@ multiplied by `factor`, else divided by it; each expert's gates weigh as much as
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.losses import counted
@@ -21,6 +21,8 @@ class AdaptiveL1:
 
     k: how many experts a token shall have in the mean.
     """
+
+    moves: ClassVar[str] = "sparsity"  # of the router
 
     k: int = 2
     first: float = 1e-8

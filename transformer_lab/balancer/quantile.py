@@ -8,7 +8,7 @@ gives i its part, as long as the others stay where they are; so it is approached
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformer_lab.balancer.histogram import below, quantile
 from transformer_lab.errors import ConfigurationError
@@ -18,6 +18,8 @@ from transformer_lab.model.axes import Axis, Shape
 @dataclass(frozen=True)
 class Quantile:
     """bias += rate * (quantile - bias), less the mean of the biases. rate: above 0, at most 1."""
+
+    moves: ClassVar[str] = "bias"  # of the router
 
     rate: float = 0.5
 

@@ -6,7 +6,7 @@ is chosen and never how much an expert weighs, so nothing has a gradient from it
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformer_lab.model.axes import Axis, Shape
 from transformer_lab.model.limits import require_positive
@@ -18,6 +18,8 @@ class SignBias:
 
     centred: the mean of the change is taken off it, so that the biases do not drift together (torchtitan).
     """
+
+    moves: ClassVar[str] = "bias"  # of the router
 
     rate: float = 0.001
     centred: bool = False

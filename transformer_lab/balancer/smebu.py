@@ -5,7 +5,7 @@ As the sign of DeepSeek-V3's, but small where little is amiss, and with a moment
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.model.axes import Axis, Shape
@@ -16,6 +16,8 @@ from transformer_lab.model.limits import require_positive
 class SMEBU:
     """change_i = rate * tanh(sharpness * (mean load - load_i) / mean load), less the mean of the changes;
     momentum = beta * momentum + (1 - beta) * change; bias += momentum."""
+
+    moves: ClassVar[str] = "bias"  # of the router
 
     rate: float = 0.0005
     sharpness: float = 2.0

@@ -6,7 +6,7 @@ The choice hangs on no other token, so it is causal, and decoding does what trai
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformer_lab.balancer.histogram import below, quantile
 from transformer_lab.errors import ConfigurationError
@@ -21,6 +21,8 @@ class Threshold:
     k: how many experts a token shall have in the mean. rate: above 0, at most 1; the first steps take more, 1/n, so
     that the zeros of the beginning are soon forgotten. `seen` [1] counts the steps.
     """
+
+    moves: ClassVar[str] = "threshold"  # of the router
 
     k: int = 2
     rate: float = 0.02

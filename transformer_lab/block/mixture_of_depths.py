@@ -7,16 +7,17 @@ B batch, T tokens, D hidden size, R room: how many tokens are computed of each s
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any, ClassVar
 
 from transformer_lab.backends.plain.manual import identity
 from transformer_lab.block.sequential import Sequential
 from transformer_lab.errors import ConfigurationError, shown
 from transformer_lab.model.axes import Shape
+from transformer_lab.model.limits import require_part
 from transformer_lab.model.outside_part import OutsidePart
 from transformer_lab.model.tokens import Tokens
 from transformer_lab.router.gates import softplus
+from transformer_lab.router.room import room
 
 _SEQUENTIAL = Sequential(None, None, None)
 
@@ -65,7 +66,9 @@ class MixtureOfDepths:
                 "no network can. Choose another one, such as ffn=dense, or another block for this layer."
             )
             raise ConfigurationError(message)
-        if not isinstance(self.inner, OutsidePart):  # its parts are ours, so that equal blocks are equal
+        if not isinstance(self.inner, OutsidePart):
+            require_part("block.inner", self.inner, ("shapes", "taps"), "In Python: inner=Parallel(None, None, None).")
+            # its parts are ours, so that equal blocks are equal
             object.__setattr__(self, "inner", replace(self.inner, attention=None, ffn=None, norm=None))
 
     @property
@@ -122,8 +125,8 @@ class MixtureOfDepths:
         return scores > 0.0 if tokens.real is None else (scores > 0.0) & tokens.real
 
     def _rooms(self, longest: int) -> list[int]:
-        """ceil(capacity * T) for each T from 0 to the longest, of the capacity as it is written: 0.07 of 100 is 7."""
-        return [math.ceil(Fraction(str(self.capacity)) * length) for length in range(longest + 1)]
+        """ceil(capacity * T) for each T from 0 to the longest."""
+        return [room(self.capacity, length) for length in range(longest + 1)]
 
     def _inside(self, ops: Any, tokens: Tokens, chosen: Any, order: Any, before: Any) -> Tokens:
         """The tokens of the inner block, at order [B, R]; before [B]: how many chosen ones of each row came before."""

@@ -5,6 +5,7 @@ Models are loaded one at a time and forgotten again; what they showed and is nee
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -88,6 +89,7 @@ def compare(
         message = "The list of prompts is empty; give at least one."
         raise ConfigurationError(message)
     ids = [np.asarray(true_model.prompt_ids(prompt)) for prompt in listed]
+    generated = new_tokens > 0
     new_tokens = min(new_tokens, true_model.config.context_length - max(map(len, ids)))
     competing = not_in_pieces(config)
     new_tokens = new_tokens if competing is None else 0
@@ -106,7 +108,9 @@ def compare(
 
     true_gradients: TrueGradients | None = None
     detached: list[str] = []
-    without_gradient: list[str] = [] if competing is None else [f"Not judged: what generate gives. {competing}"]
+    without_gradient: list[str] = (
+        [] if competing is None or not generated else [f"Not judged: what generate gives. {competing}"]
+    )
     if gradients and len(ids[0]) > 1:
         say("gradients of the truth")
         try:
@@ -169,14 +173,17 @@ def compare(
         part = Part.of(own, examined(own, look_on))
         if exactly:
             bits.certificate[own.name] = part.examination.certificate
-        if new_tokens and asked:  # and not only to see that exact mode is the same everywhere
+        if (
+            new_tokens and asked and "logits" in part.examination.taps
+        ):  # and not only to see that exact mode is the same everywhere
             shown = max(errors.max_abs for errors in part.examination.taps["logits"].total)
             part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs, shown)
         part.gradients = gradients_of(own, asked)
         if len(ids[0]) > 1 and asked:
             part.loss = wrong_loss(model, own.name, ids[0], training=gradients)
         if asked and mixtures(config):
-            part.routing = routing_split(true_model, model, [row.tolist() for row in ids]).to_dict()
+            with suppress(ConfigurationError):  # its routes are none, which is a defect and found already
+                part.routing = routing_split(true_model, model, [row.tolist() for row in ids]).to_dict()
         again = load if isinstance(backend, str) else None
         part.sweeps = list(sweep(sweeps, model, own.name, again, truth, ids[0], plain))
         return part

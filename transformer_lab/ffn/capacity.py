@@ -1,14 +1,13 @@
 """How many tokens an expert takes, and who comes first: what is too much is dropped (GShard, arXiv 2006.16668)."""
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from transformer_lab.model.limits import require_choice, require_positive
 from transformer_lab.model.tokens import Tokens
+from transformer_lab.router.room import room
 
 ORDERS = ("token", "choice", "priority")
 SCOPES = ("sequence", "batch")
@@ -78,7 +77,7 @@ class Capacity:
 
     def _rooms(self, longest: int, slots: int, experts: int) -> np.ndarray:
         """ceil(factor * k * T / E) for each T from 0 to the longest: on the host, the same for every backend."""
-        return np.array([math.ceil(Fraction(self.factor) * slots * count / experts) for count in range(longest + 1)])
+        return np.array([room(self.factor, slots * count, experts) for count in range(longest + 1)])
 
 
 def _rows_at(ops: Any, x: Any, order: Any) -> Any:

@@ -14,13 +14,24 @@ from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.dispatch import dispatched
 from transformer_lab.ffn.losses import balance, counted, used, z_loss
 from transformer_lab.model.axes import Shape
-from transformer_lab.model.limits import require_choice
+from transformer_lab.model.limits import require_choice, require_part
 from transformer_lab.model.outside_part import OutsidePart
 from transformer_lab.model.state import State
 from transformer_lab.model.tokens import Tokens
 from transformer_lab.router.every_expert import EveryExpert
 
 SCOPES = ("step", "piece", "sequence")
+# Of each part: what it is asked for, and how it is chosen on the command line.
+_PARTS = {
+    "router": (("logits", "choose", "weigh"), "On the command line, router=NAME chooses one."),
+    "experts": (("count", "shapes"), "On the command line, ffn.experts.count=8 and the like change it."),
+    "shared": (
+        ("shapes",),
+        "In Python it is a network such as Dense(320); docs/experts.md has it on the command line.",
+    ),
+    "capacity": (("kept", "most"), "In Python it is Capacity(1.25); docs/experts.md has it on the command line."),
+    "balancer": (("states", "moved"), "On the command line, balancer=NAME chooses one."),
+}
 
 
 @dataclass(frozen=True)
@@ -57,12 +68,32 @@ class MixtureOfExperts:
         if self.shared_gate and self.shared is None:
             message = "ffn.shared_gate is true, and there is no ffn.shared to be gated."
             raise ConfigurationError(message)
+        for name, (asked, how) in _PARTS.items():
+            part = getattr(self, name)
+            if not isinstance(part, OutsidePart) and (part is not None or name in ("router", "experts")):
+                require_part(f"ffn.{name}", part, asked, how)
         if self.capacity is not None and isinstance(self.router, EveryExpert):
             kind = type(self.router).__name__
             message = f"ffn.capacity is for routers that choose k experts; {kind} has a rule of its own."
             raise ConfigurationError(message)
         if not isinstance(self.router, OutsidePart):  # which gives way to another before it is asked for anything
             self.router.slots(self.experts.count)
+            self._require_balance()
+
+    def _require_balance(self) -> None:
+        """Raises ConfigurationError if router and balancer are none for each other."""
+        kind, moves = type(self.router).__name__, getattr(self.balancer, "moves", None)
+        if moves is not None and moves not in getattr(self.router, "balanced", (moves,)):
+            message = (
+                f"ffn.balancer is {type(self.balancer).__name__}, which moves the {moves} of a router, and {kind} has "
+                "none. Choose another balancer, or ffn.balancer=null."
+            )
+            raise ConfigurationError(message)
+        if self.balancer is None and getattr(self.router, "needs_balancer", False):
+            message = (
+                f"{kind} needs its balancer, without which every expert takes every token. Say balancer=threshold."
+            )
+            raise ConfigurationError(message)
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -112,6 +143,11 @@ class MixtureOfExperts:
         ids = tap("router.expert_ids", router.choose(ops, own, logits, state, tokens))
         weights = router.weigh(ops, own, logits, ids)
         kept = router.kept(ops, logits, ids, state, tokens)
+        if (chosen := ids.shape[-1]) != (said := router.slots(self.experts.count)):
+            message = f"{type(router).__name__} chose {chosen} experts for a token, and its k says {said}."
+            raise ConfigurationError(message)
+        if kept is None and router.drops:
+            kept = xp.broadcast_to(ids >= 0, ids.shape)
         if self.capacity is not None:
             kept = self.capacity.kept(ops, ids, kept, weights, self.experts.count, tokens)
         if kept is not None:

@@ -4,11 +4,12 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from transformer_lab.config import Settings
+from transformer_lab.config import Settings, names
 from transformer_lab.errors import printable
 from transformer_lab.jobs.loading import chosen_parts, load_chosen_model, progress_bar
 from transformer_lab.jobs.prompts import chosen_prompt
 from transformer_lab.jobs.record import Result
+from transformer_lab.model.limits import require_choice
 
 PAGE = "routing.html"
 
@@ -32,6 +33,8 @@ class Routing:
         from transformer_lab.routes.split import routing_split
         from transformer_lab.routes.study import routing
 
+        if self.against is not None:
+            require_choice("job.against", self.against, tuple(names("backend")))
         asked = any(getattr(settings, key) is not None for key in ("prompt", "prompt_file", "prompt_ids", "prompts"))
         texts: Any = chosen_prompt(settings, "") if asked else self.default_texts
         model = load_chosen_model(settings)

@@ -25,7 +25,7 @@ def with_parts(config: ModelConfig, **parts: Any) -> ModelConfig:
 
     A wrong name of a part or of a field is answered with the nearest one.
     """
-    parts = {name: _given(name, part) for name, part in parts.items() if part is not None}
+    parts = {name: given(name, part) for name, part in parts.items() if part is not None}
     blocks = tuple(_changed(block, parts) for block in config.blocks)
     config = replace(config, blocks=blocks)
     if "position" in parts:
@@ -46,7 +46,7 @@ _ASKED = {
 }
 
 
-def _given(name: str, part: Any) -> Any:
+def given(name: str, part: Any) -> Any:
     """The part, or the one of that name. ConfigurationError for what is none."""
     if isinstance(part, str):
         if name == "block" and part in names(name):
@@ -66,14 +66,15 @@ def _changed(block: Any, parts: Mapping[str, Any]) -> Any:
     if isinstance(block, OutsidePart):
         return _given_again(block, parts)
     attention, ffn = (_with_fields(name, getattr(block, name), parts.get(name)) for name in ("attention", "ffn"))
-    for name in ("router", "balancer"):
-        if name in parts:
-            if not hasattr(ffn, name):
-                message = f"{name} cannot be chosen: {type(ffn).__name__} has no field of that name. Say ffn=moe too."
-                raise ConfigurationError(message)
-            if isinstance(saved := getattr(ffn, name), OutsidePart):
-                saved.require(parts[name])
-            ffn = replace(ffn, **{name: parts[name]})
+    routing = {name: parts[name] for name in ("router", "balancer") if name in parts}
+    for name, part in routing.items():
+        if not hasattr(ffn, name):
+            message = f"{name} cannot be chosen: {type(ffn).__name__} has no field of that name. Say ffn=moe too."
+            raise ConfigurationError(message)
+        if isinstance(saved := getattr(ffn, name), OutsidePart):
+            saved.require(part)
+    if routing:  # together, since they must be for each other
+        ffn = replace(ffn, **routing)
     if "position" in parts:
         if not hasattr(attention, "position"):
             message = f"position cannot be chosen: {type(attention).__name__} has no field of that name."

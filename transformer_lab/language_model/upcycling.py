@@ -14,6 +14,7 @@ from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.dense import Dense
 from transformer_lab.ffn.experts import Experts
 from transformer_lab.ffn.moe import MixtureOfExperts
+from transformer_lab.language_model.changed_parts import given
 from transformer_lab.language_model.language_model import LanguageModel
 from transformer_lab.language_model.loading import assemble
 from transformer_lab.model.init import initialise
@@ -31,14 +32,14 @@ def upcycled(
 ) -> LanguageModel:
     """A new model on the same backend, with `experts` copies of the network in each of `layers` (None: all).
 
-    router: a part (`router/`), Mixtral(k=2) if not given; its weights are drawn from `seed`. With another one than
-    Mixtral the weights of a token may not sum to 1, and the logits change at once. balance_loss: as in
-    `MixtureOfExperts`.
+    router: a part (`router/`) or the name of one, Mixtral(k=2) if not given; its weights are drawn from `seed`. With
+    another one than Mixtral the weights of a token may not sum to 1, and the logits change at once. balance_loss: as
+    in `MixtureOfExperts`.
 
     Raises ConfigurationError for a layer whose network is not `Dense`, and for Mixtral(k=1): its one weight is always
     1, so that nothing would teach the router which expert is the better one.
     """
-    router = router or Mixtral(2)
+    router = Mixtral(2) if router is None else given("router", router)
     if isinstance(router, Mixtral) and router.k == 1:
         message = "upcycled has Mixtral(k=1), whose weights are always 1: its router would learn nothing. Take k=2."
         raise ConfigurationError(message)

@@ -32,6 +32,13 @@ def require_positive(name: str, value: Any) -> None:
         raise ConfigurationError(message)
 
 
+def require_part(name: str, value: Any, asked: tuple[str, ...], how: str) -> None:
+    """Raises ConfigurationError unless value has what a part is asked for; `how` says how one is chosen."""
+    if isinstance(value, type) or not all(hasattr(value, one) for one in asked):
+        message = f"{name} is {shown(value)}; it must be a part. {how}"
+        raise ConfigurationError(message)
+
+
 def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises ConfigurationError unless value is one of the choices."""
     if value not in choices:

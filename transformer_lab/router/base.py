@@ -19,6 +19,8 @@ class Base(Router):
     decoding: ClassVar[str | None] = "in training experts are given out among the tokens of a pass; in use they are not"
     noise: ClassVar[str | None] = "uniform"
 
+    balanced: ClassVar[tuple[str, ...]] = ()
+
     k: int = 1
 
     def __post_init__(self) -> None:

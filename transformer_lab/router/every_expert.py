@@ -8,10 +8,15 @@ from transformer_lab.router.router import Router
 class EveryExpert(Router):
     """A named one says with `kept` which slots are used, and may give them weights by `weigh`."""
 
-    drops: ClassVar[bool] = True
+    balanced: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """There is no k that could be wrong."""
+
+    @property
+    def learns(self) -> bool:
+        """There is no single weight that always is 1."""
+        return True
 
     def slots(self, experts: int) -> int:
         return experts

@@ -11,6 +11,7 @@ import numpy as np
 
 from transformer_lab.model.limits import require_positive
 from transformer_lab.router.every_expert import EveryExpert
+from transformer_lab.router.room import room
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ExpertChoice(EveryExpert):
 
     def _places(self, count: int, experts: int) -> int | None:
         """Of so many tokens each expert takes this many; None where there are fewer places than experts."""
-        return None if count * self.factor < experts else -int(-self.factor * count // experts)
+        return None if room(self.factor, count) < experts else room(self.factor, count, experts)
 
 
 def _rank(ops: Any, scores: Any, axis: int) -> Any:

@@ -14,7 +14,6 @@ from transformer_lab.router.router import Router
 class GShard(Router):
     """The softmax over all, renormalised over the chosen. Without noise, so outside training, every slot is kept."""
 
-    drops: ClassVar[bool] = True
     noise: ClassVar[str | None] = "uniform"
     renormalises: ClassVar[bool] = True
 

@@ -5,7 +5,7 @@ of the experts that are left. All numbers stay below 2^31, so that it is the sam
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ _PRIME = 32749  # the largest below 2^15
 @dataclass(frozen=True)
 class Hash(Router):
     """Every slot has the weight 1 / k. experts: E, how many the layer has. seed: which hash of the family."""
+
+    balanced: ClassVar[tuple[str, ...]] = ()
 
     k: int = 1
     experts: int = 8

@@ -5,7 +5,7 @@ There is no selection, so the whole is differentiable but where a gate is 0. Wha
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformer_lab.router.every_expert import EveryExpert
 
@@ -13,6 +13,8 @@ from transformer_lab.router.every_expert import EveryExpert
 @dataclass(frozen=True)
 class ReMoE(EveryExpert):
     """y = sum_i relu(logit_i) expert_i(x)."""
+
+    balanced: ClassVar[tuple[str, ...]] = ("sparsity",)
 
     def weigh(self, ops: Any, params: Any, logits: Any, ids: Any) -> Any:
         return ops.relu(logits)

@@ -18,7 +18,7 @@ class Router:
     """
 
     causal: ClassVar[bool] = True
-    drops: ClassVar[bool] = False  # whether `kept` leaves slots unused
+    balanced: ClassVar[tuple[str, ...]] = ("bias",)  # what of it a balancer may move
     decoding: ClassVar[str | None] = None
     noise: ClassVar[str | None] = None  # "normal" or "uniform": drawn for each token and expert in training
     renormalises: ClassVar[bool] = False  # whether a token's weights have the same sum, whatever the scores
@@ -26,7 +26,12 @@ class Router:
     k: int
 
     def __post_init__(self) -> None:
-        require_whole("ffn.router.k", self.k, LIMITS["num_experts"])
+        require_whole("ffn.router.k", getattr(self, "k", None), LIMITS["num_experts"])
+
+    @property
+    def drops(self) -> bool:
+        """Whether slots may be left unused: where there is a `kept` of its own."""
+        return type(self).kept is not Router.kept
 
     @property
     def learns(self) -> bool:
@@ -61,7 +66,8 @@ class Router:
 
     def weigh(self, ops: Any, params: Any, logits: Any, ids: Any) -> Any:
         """The weights [B, T, k] of the experts `ids` [B, T, k]."""
-        raise NotImplementedError
+        message = f"The router {type(self).__name__} has no weigh, which gives the chosen experts their weights."
+        raise ConfigurationError(message)
 
     def kept(self, ops: Any, logits: Any, ids: Any, state: Any, tokens: Any) -> Any:
         """Which slots are used, booleans [B, T, k], or None: all."""

@@ -30,6 +30,8 @@ class Table(DeepSeekV4):
 
     renormalises: ClassVar[bool] = False  # they are, but with k = 1 there is nothing that it had to learn
 
+    balanced: ClassVar[tuple[str, ...]] = ()
+
     vocab_size: int = 50257
 
     def __post_init__(self) -> None:

@@ -77,10 +77,16 @@ class Layer:
         return [self.prefix + name for name in self.ffn.taps if name.startswith("router.")]
 
     def routes(self, taps: Mapping[str, np.ndarray], real: np.ndarray | None = None) -> Routes:
-        """Of what was recorded of rows [B, T]. real: booleans [B, T], False where there is padding; None: all True."""
+        """Of what was recorded of rows [B, T]. real: booleans [B, T], False where there is padding; None: all True.
+
+        Raises ConfigurationError for experts that there are not.
+        """
         router, found = self.ffn.router, {name.removeprefix(self.prefix): array for name, array in taps.items()}
         logits = np.asarray(found["router.logits"], np.float64)
         ids = found["router.expert_ids"]
+        if ids.min(initial=0) < 0 or ids.max(initial=0) >= self.ffn.experts.count:
+            message = f"The router of layer {self.number} chose experts that there are not."
+            raise ConfigurationError(message)
         kept = np.asarray(found.get("router.kept", np.ones(ids.shape, bool)), bool)
         asked = kept if router.drops else np.ones_like(kept)
         scores = self.scores(logits)

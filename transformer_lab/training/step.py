@@ -63,7 +63,7 @@ def require_learning(config: ModelConfig) -> None:
     """Raises ConfigurationError if the loss of the text says nothing to a router of this model."""
     for layer, block in enumerate(config.blocks):
         router = getattr(block.ffn, "router", None)
-        if router is not None and not router.learns:
+        if router is not None and not getattr(router, "learns", True):
             message = (
                 f"The router of layer {layer} would learn nothing: of k={router.k} expert, the renormalised weight is "
                 "always the same. Choose ffn.router.k=2 or more to train, or a router that does not renormalise."

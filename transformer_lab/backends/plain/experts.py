@@ -7,6 +7,8 @@ there at once; one that compiles has ways of its own.
 from collections.abc import Callable
 from typing import Any
 
+from transformer_lab.errors import ConfigurationError
+
 DISPATCHES = ("loop", "one_hot", "grouped", "gather")  # told in ffn/dispatch.py
 
 
@@ -17,6 +19,11 @@ class Stacked(tuple[Any, ...]):
 def picked(ops: Any, params: Any, index: Any) -> Any:
     """The parameters of the expert with this number, an int or an array []."""
     number = index if isinstance(index, int) else int(ops.to_numpy(index))
+    first = next(stack for own in params.values() for stack in own.values())
+    count = len(first) if isinstance(first, tuple) else first.shape[0]
+    if not 0 <= number < count:
+        message = f"A router chose expert {number} of {count}; they are counted from 0."
+        raise ConfigurationError(message)
     return {name: {leaf: stack[number] for leaf, stack in own.items()} for name, own in params.items()}
 
 

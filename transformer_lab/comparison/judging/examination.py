@@ -24,6 +24,7 @@ from transformer_lab.comparison.judging.metrics import Errors, errors_of
 from transformer_lab.comparison.judging.taps_by_name import TapsByName
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.comparison.participants.participant import Participant, fitting, refusal
+from transformer_lab.errors import ConfigurationError
 from transformer_lab.language_model.placing import add_derived
 from transformer_lab.model.decoder import forward
 
@@ -180,7 +181,12 @@ def examine(
         true = TapsByName(truth.taps(token_ids), truth.name)
         judge = _Judge(examination, participant, reading, shown, true, number, look_on)
         ids = np.asarray(token_ids, np.int64)[None]
-        forward(reading, truth.config, params, ids, np.zeros(1, np.int64), tap=judge)
+        try:
+            forward(reading, truth.config, params, ids, np.zeros(1, np.int64), tap=judge)
+        except (IndexError, ConfigurationError):
+            if examination.first_divergence() is None:
+                raise
+            continue  # a wrong choice that cannot be carried out, such as an expert that there is not
         judge.finish()
     examination.unbounded = list(reading.unjudged)
     return examination

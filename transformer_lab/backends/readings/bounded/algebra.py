@@ -574,6 +574,8 @@ def _taken(run: Callable[..., Any]) -> Callable[..., Any]:
     """Where an index is not sure, what it takes is unknown."""
 
     def apply(reading: Any, x: Any, indices: Any, **options: Any) -> Any:
+        if isinstance(indices, Bounded):  # whole numbers that were worked out of a choice
+            indices = Decided(indices.value.astype(np.int64), indices.error > 0.0, reading)
         index = _plain(indices)
         if not isinstance(x, (Bounded, Decided)):  # integers or booleans
             return Decided(run(x, index, **options), bool(indices.unsure.any()), reading)
