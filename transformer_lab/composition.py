@@ -135,15 +135,13 @@ def check(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> Setting
 
 
 def _refuse_replaced(settings: Settings, words: Sequence[str]) -> None:
-    """A field of a part that another word of the same line takes the place of would be passed over in silence."""
+    """A field of a router that another word of the same line takes the place of would be passed over in silence."""
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
-        whole, part, *field = [*key.split("."), ""][:3]
-        if part in settings.sections and whole in settings.sections and settings.choices.get(part):
-            said = ".".join([part, *filter(None, field)])
-            message = (
-                f"{key} is given, and {part}={settings.choices[part]} takes the place of {whole}.{part}. Say {said}=."
-            )
+        part, _, field = key.removeprefix("ffn.").partition(".")
+        if key.startswith("ffn.") and part in ("router", "balancer") and settings.choices.get(part):
+            chosen, said = f"{part}={settings.choices[part]}", ".".join(filter(None, (part, field)))
+            message = f"{key} is given, and {chosen} takes the place of ffn.{part}. Say {said}=."
             raise ConfigurationError(message)
 
 
