@@ -1,5 +1,6 @@
 """Routers, balancers and other parts of a mixture that are none for each other, and contracts that are broken."""
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,8 @@ import transformer_lab as lab
 from transformer_lab.balancer.adaptive_l1 import AdaptiveL1
 from transformer_lab.balancer.sign_bias import SignBias
 from transformer_lab.balancer.threshold import Threshold
+from transformer_lab.cli import main
+from transformer_lab.config import names
 from transformer_lab.ffn.capacity import Capacity
 from transformer_lab.ffn.experts import Experts
 from transformer_lab.ffn.moe import MixtureOfExperts
@@ -167,3 +170,19 @@ def test_upcycling_takes_the_name_of_a_router(tmp_path):
     assert type(sparse.config.blocks[0].ffn.router).__name__ == "OLMoE"
     with pytest.raises(lab.ConfigurationError, match="There is no router=olmo"):
         lab.upcycled(lab.load_model(tmp_path), experts=4, router="olmo")
+
+
+MIXTURES = [name for name in names("ffn") if name not in ("dense", "packed", "clamped", "soft_moe")]
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_every_named_mixture_is_trained_from_the_command_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("The king said to his son that the old woman had a house in the wood.\n" * 100)
+    words = ["job=train", f"ffn={name}", "ffn.experts.size=8", "data.path=text.txt", "job.batch_size=2", "job.steps=2"]
+    words += ["model=new", "model.hidden_size=16", "model.num_layers=1", "model.num_heads=2", "model.context_length=16"]
+    words += ["job.evaluation_tokens=64", "hydra.run.dir=run"]
+    assert main(words) == 0
+    assert np.isfinite(lab.load_model("run/model").logits([3, 4, 5])).all()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["balance_loss"]) for line in lines if "loss" in line)

@@ -39,7 +39,7 @@ DEEPEST = 8  # parts within parts
 _GROUP_OF = {group: group for group in GROUPS} | {"blocks": "block", "embedding_norm": "norm", "scaling": "position"}
 _GROUP_OF["inner"] = "block"  # without parts of its own, which are those of the block around it
 _GROUP_OF |= dict.fromkeys(("experts", "shared", "capacity"), "ffn")
-_NUMBERS = ("blocks.capacity",)  # what has the name of a part and is none
+_NUMBERS = ("blocks.capacity", "blocks.ffn.router.experts")  # what has the name of a part and is none
 _TOKENS = {"end_of_text_id": "eos_token_id", "begin_of_text_id": "bos_token_id"}
 
 
