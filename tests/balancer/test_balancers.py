@@ -128,7 +128,8 @@ def test_the_coefficient_of_l1_grows_until_experts_are_sparse_enough():
 @pytest.mark.parametrize("name", names("balancer"))
 def test_each_choice_is_built_and_its_state_is_a_state(name):
     balancer = component("balancer", name)
-    model = lab.load_model("storybook", weights="random", ffn="moe", balancer=name)
+    router = {"threshold": "threshold", "sparsity": "remoe"}.get(balancer.moves)
+    model = lab.load_model("storybook", weights="random", ffn="moe", router=router, balancer=name)
     assert model.config.blocks[0].ffn.balancer == balancer
     for state, shape in balancer.states(8).items():
         value = model.params["blocks"][0]["ffn"]["balancer"][state]

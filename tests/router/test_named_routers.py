@@ -219,10 +219,10 @@ def test_routers_without_a_fixed_number_of_experts_follow_their_formulas(backend
         Switch(1): np.where(softmax == softmax.max(-1, keepdims=True), softmax, 0.0),
     }
     for router, weights in expected.items():
-        ffn, own = MixtureOfExperts(router, experts), dict(params)
-        if isinstance(router, ExpertThreshold):
-            ffn, own = replace(ffn, balancer=component("balancer", "threshold")), own | {"balancer.seen": np.ones(1)}
-            own["balancer.threshold"] = threshold
+        moving = component("balancer", "threshold") if isinstance(router, ExpertThreshold) else None
+        ffn, own = MixtureOfExperts(router, experts, balancer=moving), dict(params)
+        if moving is not None:
+            own |= {"balancer.seen": np.ones(1), "balancer.threshold": threshold}
         _, taps = run(ffn, own, backend=backend, lengths=[12, 7])
         found = weights_by_expert(taps)
         np.testing.assert_allclose(found[real], weights[real], rtol=0, atol=1e-12, err_msg=str(router))

@@ -67,7 +67,8 @@ class MixtureOfDepths:
             )
             raise ConfigurationError(message)
         if not isinstance(self.inner, OutsidePart):
-            require_part("block.inner", self.inner, ("shapes", "attention"), "In Python: inner=Parallel(None, None, None).")
+            how = "In Python it is a block without parts, such as Parallel(None, None, None)."
+            require_part("block.inner", self.inner, ("shapes", "attention"), how)
             # its parts are ours, so that equal blocks are equal
             object.__setattr__(self, "inner", replace(self.inner, attention=None, ffn=None, norm=None))
 
