@@ -85,7 +85,7 @@ def first_row_of_the_cache_lost(right: Any, self: Any, tokens: Any) -> None:
         ops = self.engine.ops
         starts = ops.asarray(np.zeros(len(self.rows), np.int64))
         blank = ops.xp.zeros_like(self.cache[0].keys[:, :, :1])
-        self.cache = [type(layer)(*(ops.slice_update(x, blank, starts, 2) for x in layer)) for layer in self.cache]
+        self.cache = [layer.update(ops, blank, blank, starts)[0] for layer in self.cache]
     right(self, tokens)
 
 
