@@ -13,6 +13,7 @@ from watchful_backends import PoisoningNumpy, ReadOnlyNumpy, StrictBackend
 import transformer_lab as lab
 from transformer_lab.attention.softmax import SoftmaxAttention
 from transformer_lab.backends.plain.manual import identity
+from transformer_lab.block import mixture_of_depths
 from transformer_lab.block.mixture_of_depths import MixtureOfDepths
 from transformer_lab.block.parallel import Parallel
 from transformer_lab.block.sequential import Sequential
@@ -28,6 +29,7 @@ from transformer_lab.model.parameters import nest, shapes
 from transformer_lab.model.tokens import tokens_of
 from transformer_lab.norm.rms_norm import RMSNorm
 from transformer_lab.position.rotary import Rotary
+from transformer_lab.router.room import room
 
 BACKENDS = ("numpy", "torch", "jax")
 B, T, D, H, N, C = 3, 11, 12, 2, 6, 16
@@ -192,9 +194,8 @@ def test_of_a_whole_sequence_the_chosen_tokens_alone_are_computed():
 
 def test_room_is_counted_in_the_numbers_that_were_written():
     block = replace(BLOCK, capacity=0.07)
-    assert block._rooms(100)[100] == 7 and math.ceil(0.07 * 100) == 8
-    assert replace(BLOCK, capacity=0.125)._rooms(17)[:2] == [0, 1]
-    assert [replace(BLOCK, capacity=0.125)._rooms(17)[length] for length in (8, 9, 16, 17)] == [1, 2, 2, 3]
+    assert room(block.capacity, 100) == 7 and math.ceil(0.07 * 100) == 8
+    assert [room(0.125, length) for length in (0, 1, 8, 9, 16, 17)] == [0, 1, 1, 2, 2, 3]
 
 
 # --- what would be noticed --------------------------------------------------------------------------------------------
@@ -264,16 +265,16 @@ def new_positions(right):
     return inside
 
 
-def room(change):
-    return patched("_rooms", lambda right: lambda self, longest: [change(n) for n in right(self, longest)])
+def other_room(change):
+    return lambda monkeypatch: monkeypatch.setattr(mixture_of_depths, "room", lambda *given: change(room(*given)))
 
 
 MUTATIONS = {
     "gate forgotten": (None, gate_is(np.ones_like)),
     "gate squashed": (None, gate_is(lambda scores: 1.0 / (1.0 + np.exp(-scores)))),
     "chosen tokens see the others": (None, seeing_all),
-    "k one too large": (room(lambda count: count + 1), None),
-    "k one too small": (room(lambda count: max(count - 1, 0)), None),
+    "k one too large": (other_room(lambda count: count + 1), None),
+    "k one too small": (other_room(lambda count: max(count - 1, 0)), None),
     "padding chosen": (patched("_best", without_padding), None),
     "padding counted": (patched("_best", counted_with_padding), None),
     "positions of the places": (patched("_inside", new_positions), None),

@@ -1,7 +1,7 @@
 """A mixture of depths: some tokens go through the block, the others pass it by. `block=mixture_of_depths` builds it.
 
 Raposo et al. 2024, arXiv 2404.02258. Which block the chosen tokens go through is not its affair: any other will do.
-B batch, T tokens, D hidden size, R room: how many tokens are computed of each sequence.
+B batch, T tokens, D hidden size, R the most: how many tokens are computed of each sequence.
 """
 
 import math
@@ -98,15 +98,15 @@ class MixtureOfDepths:
         before = xp.zeros_like(tokens.start)
         if not whole:
             cache, before = cache.choose(ops, chosen, tokens.start)
-        room = self._rooms(length)[-1] if whole else length
+        most = room(self.capacity, length) if whole else length
         number = ops.cast(chosen, ops.index_dtype)
         # The chosen tokens first, in their order. What stands behind them is computed in vain: it is as padding.
-        order = xp.argsort(1 - number, axis=-1, stable=True)[:, :room]  # [B, R]
+        order = xp.argsort(1 - number, axis=-1, stable=True)[:, :most]  # [B, R]
         given = _at(ops, x, order)
         out, cache = self._block(ops, params, given, self._inside(ops, tokens, chosen, order, before), cache, identity)
         place = xp.cumulative_sum(number, axis=-1) - 1  # [B, T], where in the order a chosen token stands
-        added = _at(ops, out - given, xp.clip(place, 0, room - 1))
-        added = tap("inner.out", xp.where((chosen & (place < room))[..., None], added, 0.0))
+        added = _at(ops, out - given, xp.clip(place, 0, most - 1))
+        added = tap("inner.out", xp.where((chosen & (place < most))[..., None], added, 0.0))
         return tap("resid_post", x + scores[..., None] * added), cache
 
     def _best(self, ops: Any, scores: Any, tokens: Tokens) -> Any:
@@ -117,17 +117,14 @@ class MixtureOfDepths:
         order = xp.argsort(scores, axis=-1, descending=True, stable=True)
         rank = xp.argsort(order, axis=-1, stable=True)
         if tokens.real is None:
-            return rank < self._rooms(length)[-1]
+            return rank < room(self.capacity, length)
         real = xp.sum(ops.cast(tokens.real, ops.index_dtype), axis=-1)  # [B]
-        return rank < xp.take(ops.asarray(self._rooms(length)), real, axis=0)[:, None]
+        rooms = [room(self.capacity, count) for count in range(length + 1)]
+        return rank < xp.take(ops.asarray(rooms), real, axis=0)[:, None]
 
     def _positive(self, ops: Any, scores: Any, tokens: Tokens) -> Any:
         """Which tokens are chosen by themselves: scores [B, T] -> booleans [B, T]."""
         return scores > 0.0 if tokens.real is None else (scores > 0.0) & tokens.real
-
-    def _rooms(self, longest: int) -> list[int]:
-        """ceil(capacity * T) for each T from 0 to the longest."""
-        return [room(self.capacity, length) for length in range(longest + 1)]
 
     def _inside(self, ops: Any, tokens: Tokens, chosen: Any, order: Any, before: Any) -> Tokens:
         """The tokens of the inner block, at order [B, R]; before [B]: how many chosen ones of each row came before."""

@@ -173,9 +173,8 @@ def compare(
         part = Part.of(own, examined(own, look_on))
         if exactly:
             bits.certificate[own.name] = part.examination.certificate
-        if (
-            new_tokens and asked and "logits" in part.examination.taps
-        ):  # and not only to see that exact mode is the same everywhere
+        # Not of exact mode beside what was asked for, which is there to see that it is the same everywhere.
+        if new_tokens and asked and "logits" in part.examination.taps:
             shown = max(errors.max_abs for errors in part.examination.taps["logits"].total)
             part.continuations = continuations(model, own.name, true_model, true_tokens, ids, new_tokens, runs, shown)
         part.gradients = gradients_of(own, asked)

@@ -18,13 +18,18 @@ class Stacked(tuple[Any, ...]):
 
 def picked(ops: Any, params: Any, index: Any) -> Any:
     """The parameters of the expert with this number, an int or an array []."""
-    number = index if isinstance(index, int) else int(ops.to_numpy(index))
-    first = next(stack for own in params.values() for stack in own.values())
+    number = index if isinstance(index, int) else _chosen(ops, params, index)
+    return {name: {leaf: stack[number] for leaf, stack in own.items()} for name, own in params.items()}
+
+
+def _chosen(ops: Any, params: Any, index: Any) -> int:
+    """The number that a router chose, on the host. ConfigurationError if there is no such expert."""
+    number, first = int(ops.to_numpy(index)), next(stack for own in params.values() for stack in own.values())
     count = len(first) if isinstance(first, tuple) else first.shape[0]
     if not 0 <= number < count:
         message = f"A router chose expert {number} of {count}; they are counted from 0."
         raise ConfigurationError(message)
-    return {name: {leaf: stack[number] for leaf, stack in own.items()} for name, own in params.items()}
+    return number
 
 
 def by_groups(ops: Any, run: Callable[[Any, Any], Any], params: Any, rows: Any, sizes: Any) -> Any:
