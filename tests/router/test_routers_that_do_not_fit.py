@@ -164,6 +164,12 @@ def test_room_is_that_of_the_factor_as_it_is_written():
     assert [room(1.0, count, 4) for count in (0, 1, 4, 5)] == [0, 1, 1, 2]
 
 
+def test_experts_choose_where_there_are_as_many_places_as_experts():
+    places = {factor: [ExpertChoice(factor)._places(count, 6) for count in (5, 6, 100)] for factor in (1.0, 1.1, 0.29)}
+    assert places == {1.0: [None, 1, 17], 1.1: [None, 2, 19], 0.29: [None, None, 5]}
+    assert ExpertChoice(0.29)._places(100, 29) == 1  # 28.999999999999996 in binary
+
+
 def test_upcycling_takes_the_name_of_a_router(tmp_path):
     save_gpt2(tmp_path)
     sparse = lab.upcycled(lab.load_model(tmp_path), experts=8, router="olmoe")

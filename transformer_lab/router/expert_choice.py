@@ -11,7 +11,7 @@ import numpy as np
 
 from transformer_lab.model.limits import require_positive
 from transformer_lab.router.every_expert import EveryExpert
-from transformer_lab.router.room import room
+from transformer_lab.router.room import as_written, room
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,23 @@ class ExpertChoice(EveryExpert):
         experts where rows are padded to another length."""
         xp, scores, (_, length, experts) = ops.xp, ops.softmax(logits), logits.shape
         real = None if tokens.real is None else tokens.real[:, :, None]
-        places = [self._places(count, experts) for count in range(length + 1)]  # of each expert, by the real tokens
-        few = places[-1] is None
+        most = self._places(length, experts)
+        few = most is None
         if few or real is not None:
             best = _rank(ops, scores, axis=-1) < min(experts, max(1, round(self.factor)))
         if few:  # in every row, as in decoding, a token at a time
             return best if real is None else best & real
         if real is None:
-            return _rank(ops, scores, axis=1) < places[-1]
+            return _rank(ops, scores, axis=1) < most
         rank = _rank(ops, xp.where(real, scores, -1.0), axis=1)
         count = xp.sum(ops.cast(tokens.real, ops.index_dtype), axis=1)  # [B]
-        room = xp.take(ops.asarray(np.array([number or 0 for number in places])), count, axis=0)[:, None, None]
-        return xp.where(room == 0, best, rank < room) & real
+        places = np.array([self._places(number, experts) or 0 for number in range(length + 1)])  # by the real tokens
+        own = xp.take(ops.asarray(places), count, axis=0)[:, None, None]
+        return xp.where(own == 0, best, rank < own) & real
 
     def _places(self, count: int, experts: int) -> int | None:
         """Of so many tokens each expert takes this many; None where there are fewer places than experts."""
-        return None if room(self.factor, count) < experts else room(self.factor, count, experts)
+        return None if as_written(self.factor) * count < experts else room(self.factor, count, experts)
 
 
 def _rank(ops: Any, scores: Any, axis: int) -> Any:

@@ -12,6 +12,10 @@ from transformer_lab.errors import ConfigurationError
 DISPATCHES = ("loop", "one_hot", "grouped", "gather")  # told in ffn/dispatch.py
 
 
+class NoSuchExpert(ConfigurationError):
+    """A router chose the number of an expert that there is not."""
+
+
 class Stacked(tuple[Any, ...]):
     """The kernels of experts, placed one by one."""
 
@@ -28,7 +32,7 @@ def _chosen(ops: Any, params: Any, index: Any) -> int:
     count = len(first) if isinstance(first, tuple) else first.shape[0]
     if not 0 <= number < count:
         message = f"A router chose expert {number} of {count}; they are counted from 0."
-        raise ConfigurationError(message)
+        raise NoSuchExpert(message)
     return number
 
 

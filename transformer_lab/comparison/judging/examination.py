@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from transformer_lab.backends.plain.experts import NoSuchExpert
 from transformer_lab.backends.readings.bounded.pairs import Bounded, Decided
 from transformer_lab.backends.readings.bounded.reading import BoundedReading
 from transformer_lab.backends.readings.bounded.units import KEPT_IN_BFLOAT16, UNITS
@@ -24,7 +25,6 @@ from transformer_lab.comparison.judging.metrics import Errors, errors_of
 from transformer_lab.comparison.judging.taps_by_name import TapsByName
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.comparison.participants.participant import Participant, fitting, refusal
-from transformer_lab.errors import ConfigurationError
 from transformer_lab.language_model.placing import add_derived
 from transformer_lab.model.decoder import forward
 
@@ -183,7 +183,7 @@ def examine(
         ids = np.asarray(token_ids, np.int64)[None]
         try:
             forward(reading, truth.config, params, ids, np.zeros(1, np.int64), tap=judge)
-        except (IndexError, ConfigurationError):
+        except (IndexError, NoSuchExpert):
             if examination.first_divergence() is None:
                 raise
             continue  # a wrong choice that cannot be carried out, such as an expert that there is not
