@@ -12,7 +12,7 @@ class Cosine(Router):
     k: int = 2
     sharpness: float = 10.0
 
-    def logits(self, ops, params, x, tokens):
+    def logits(self, ops, params, x, tap, tokens):
         def unit(a, axis):
             return a / ops.xp.sqrt(ops.xp.sum(a * a, axis=axis, keepdims=True) + 1e-6)
 

@@ -46,3 +46,12 @@ def balance(ops: Any, load: Any, probabilities: Any, share: Any, scope: str, of_
 def z_loss(ops: Any, logits: Any, share: Any) -> Any:
     """The mean of logsumexp(logits)^2 (Zoph et al. 2022, arXiv 2202.08906, equation 5). logits [B, T, E]."""
     return ops.xp.sum(ops.logsumexp(logits) ** 2 * share)
+
+
+def squared_variation(ops: Any, values: Any, share: Any) -> Any:
+    """CV^2, the variance over the squared mean, of the sums over tokens of values [B, T, E] that are not negative
+    (Shazeer et al. 2017, arXiv 1701.06538, equations 7 and 11), times the tokens' part of the step."""
+    xp = ops.xp
+    sums = xp.sum(values * share[..., None], axis=(0, 1))  # [E]
+    mean = xp.mean(sums)
+    return xp.sum(share) * xp.mean((sums / xp.where(mean > 0.0, mean, 1.0) - 1.0) ** 2)

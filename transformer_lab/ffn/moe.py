@@ -14,7 +14,7 @@ from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.dispatch import dispatched
 from transformer_lab.ffn.losses import balance, counted, used, z_loss
 from transformer_lab.model.axes import Shape
-from transformer_lab.model.limits import require_choice, require_part
+from transformer_lab.model.limits import require_choice, require_coefficient, require_part
 from transformer_lab.model.outside_part import OutsidePart
 from transformer_lab.model.state import State
 from transformer_lab.model.tokens import Tokens
@@ -61,10 +61,7 @@ class MixtureOfExperts:
     def __post_init__(self) -> None:
         require_choice("ffn.balance_scope", self.balance_scope, SCOPES)
         for name in ("balance_loss", "z_loss"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < math.inf:
-                message = f"ffn.{name} is {value!r}; it must be a number that is not negative."
-                raise ConfigurationError(message)
+            require_coefficient(f"ffn.{name}", getattr(self, name))
         if self.shared_gate and self.shared is None:
             message = "ffn.shared_gate is true, and there is no ffn.shared to be gated."
             raise ConfigurationError(message)
@@ -98,6 +95,7 @@ class MixtureOfExperts:
     @property
     def taps(self) -> tuple[str, ...]:
         names = ["router.logits", "router.expert_ids", "router.kept", "router.weights", "experts.out", "shared.out"]
+        names = [*(f"router.{name}" for name in self.router.taps), *names]
         absent = [] if self.drops else ["router.kept"]
         absent += ["shared.out"] if self.shared is None else []
         return tuple(name for name in names if name not in absent)
@@ -139,7 +137,9 @@ class MixtureOfExperts:
         left unused; router.weights [B, T, k], 0 there; experts.out [B, T, k, D], not weighted; shared.out [B, T, D].
         """
         xp, router, own, state = ops.xp, self.router, params.get("router", {}), params.get("balancer", {})
-        logits = tap("router.logits", router.logits(ops, own, x, tokens))
+        logits = tap(
+            "router.logits", router.logits(ops, own, x, lambda name, seen: tap(f"router.{name}", seen), tokens)
+        )
         ids = tap("router.expert_ids", router.choose(ops, own, logits, state, tokens))
         weights = router.weigh(ops, own, logits, ids)
         kept = router.kept(ops, logits, ids, state, tokens)
@@ -190,6 +190,8 @@ class MixtureOfExperts:
         balance_loss = balance(ops, load, probabilities, share, self.balance_scope, of_step)
         z = z_loss(ops, logits, share)
         loss = self.balance_loss * balance_loss + self.z_loss * z
+        own = self.router.training_loss(ops, taps, share)
+        loss = loss if own is None else loss + own
         entropy = -xp.sum(probabilities * xp.log(probabilities + 1e-20), axis=-1)
         tokens = ops.xp.sum(counted(ops, share > 0.0, share))
         in_use = tokens * ids.shape[-1] if kept is None else xp.sum(counted(ops, kept, share))

@@ -43,7 +43,7 @@ def forward(
     cache: None (start must be 0), or what a policy of `transformer_lab.cache` allocated; it is consumed.
     logits_at: integers [B], the one position of each row (from 0) whose logits are wanted; they are then [B, 1, V].
     lengths: integers [B], how many tokens of each row are no padding; None is all of them.
-    noise: layer -> [B, T, E], of the layers whose router wants some, in training; None elsewhere.
+    noise: layer -> [B, T, N], of the layers whose router wants some, in training; None elsewhere.
     Rows of unequal lengths are padded on the right with any id: what is padded is never visible to what is not.
     """
     tokens = tokens_of(ops, token_ids, start, lengths)

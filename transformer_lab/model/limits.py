@@ -32,6 +32,13 @@ def require_positive(name: str, value: Any) -> None:
         raise ConfigurationError(message)
 
 
+def require_coefficient(name: str, value: Any) -> None:
+    """Raises ConfigurationError unless value is a finite number from 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < LARGEST_NUMBER:
+        message = f"{name} is {shown(value)}; it must be a number that is not negative."
+        raise ConfigurationError(message)
+
+
 def require_part(name: str, value: Any, asked: tuple[str, ...], how: str) -> None:
     """Raises ConfigurationError unless value has what a part is asked for; `how` says how one is chosen."""
     if isinstance(value, type) or not all(hasattr(value, one) for one in asked):

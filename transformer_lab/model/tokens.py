@@ -7,7 +7,7 @@ class Tokens(NamedTuple):
     """ids [B, T] as they came. start [B]: the position of each row's first token; positions [B, T]: of every token.
 
     real: bool [B, T], what is no padding; None if all are. angles: (cos, sin), each [B, T, N / 2], of the rotary
-    positions of the block that is given it, or None. noise [B, T, E]: what was drawn for the router of that block, in
+    positions of the block that is given it, or None. noise [B, T, N]: what was drawn for the router of that block, in
     training; else None.
     """
 

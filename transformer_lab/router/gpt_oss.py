@@ -19,8 +19,8 @@ class GptOss(Router):
     def shapes(self, hidden_size: int, experts: int) -> dict[str, Shape]:
         return super().shapes(hidden_size, experts) | {"bias": (Axis(experts, "experts"),)}
 
-    def logits(self, ops: Any, params: Any, x: Any, tokens: Any) -> Any:
-        return super().logits(ops, params, x, tokens) + params["bias"]
+    def logits(self, ops: Any, params: Any, x: Any, tap: Any, tokens: Any) -> Any:
+        return super().logits(ops, params, x, tap, tokens) + params["bias"]
 
     def weigh(self, ops: Any, params: Any, logits: Any, ids: Any) -> Any:
         return ops.softmax(at(ops, logits, ids))

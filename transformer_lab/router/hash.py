@@ -43,7 +43,7 @@ class Hash(Router):
     def shapes(self, hidden_size: int, experts: int) -> dict[str, Shape]:
         return {}
 
-    def logits(self, ops: Any, params: Any, x: Any, tokens: Any) -> Any:
+    def logits(self, ops: Any, params: Any, x: Any, tap: Any, tokens: Any) -> Any:
         """[B, T, E]: 1 for the experts of a token, 0 for the others."""
         ids = self.choose(ops, params, None, {}, tokens)
         numbers = ops.xp.arange(self.experts, dtype=ids.dtype, device=ops.array_device)

@@ -20,7 +20,8 @@ class Router:
     causal: ClassVar[bool] = True
     balanced: ClassVar[tuple[str, ...]] = ("bias",)  # what of it a balancer may move
     decoding: ClassVar[str | None] = None
-    noise: ClassVar[str | None] = None  # "normal" or "uniform": drawn for each token and expert in training
+    noise: ClassVar[str | None] = None  # "normal", "uniform": in training `noise_size` numbers are drawn for a token
+    taps: ClassVar[tuple[str, ...]] = ()  # what its own loss asks for: names that `logits` taps, below `ffn.router`
     renormalises: ClassVar[bool] = False  # whether a token's weights have the same sum, whatever the scores
 
     k: int
@@ -50,7 +51,10 @@ class Router:
         fewer bits choose other experts."""
         return {"gate": (hidden_size, Axis(experts, "experts"))}
 
-    def logits(self, ops: Any, params: Any, x: Any, tokens: Any) -> Any:
+    def noise_size(self, hidden_size: int, experts: int) -> int:
+        return experts
+
+    def logits(self, ops: Any, params: Any, x: Any, tap: Any, tokens: Any) -> Any:
         """x [B, T, D] -> [B, T, E]."""
         rows = ops.xp.reshape(x, (-1, x.shape[-1]))
         return ops.xp.reshape(ops.xp.matmul(rows, params["gate"]), (*x.shape[:-1], -1))
@@ -80,3 +84,8 @@ class Router:
     def probabilities(self, ops: Any, logits: Any) -> Any:
         """[B, T, E], not negative, of each token with sum 1: what losses and statistics call a token's share."""
         return ops.softmax(logits)
+
+    def training_loss(self, ops: Any, taps: Any, share: Any) -> Any:
+        """What a loss of its own adds to that of training, a number, or None. taps: of its layer, such as
+        `router.logits`. share [B, T]: each token's share of the step, 0 for padding (`ffn/losses.py`)."""
+        return None

@@ -34,7 +34,7 @@ def weighted_loss(
 ) -> Any:
     """The sum of the next-token cross-entropies of token_ids [B, T + 1] times weights [B, T]: a scalar, in nats.
 
-    noise: layer -> [B, T, E], as in `decoder.forward`.
+    noise: layer -> [B, T, N], as in `decoder.forward`.
     """
     xp = ops.xp
     start = xp.zeros((token_ids.shape[0],), dtype=ops.index_dtype, device=ops.array_device)
@@ -102,7 +102,11 @@ class TrainingStep:
         self.told: dict[int, dict[str, np.ndarray]] = {}
         self.noise_seed = noise_seed
         ffns = {layer: block.ffn for layer, block in enumerate(config.blocks) if hasattr(block.ffn, "router")}
-        self._noisy = {layer: ffn for layer, ffn in ffns.items() if ffn.router.noise is not None}
+        self._noisy = {
+            layer: (ffn.router, ffn.router.noise_size(config.hidden_size, ffn.experts.count))
+            for layer, ffn in ffns.items()
+            if ffn.router.noise is not None
+        }
         self._constants = {"rotary": rotary_tables(config, ops)}
         self._step = ops.compile(make_step(ops, config, optimizer), donate=(0, 1, 2, 3))
 
@@ -136,13 +140,10 @@ class TrainingStep:
         return float(ops.to_numpy(loss)), float(ops.to_numpy(norm))
 
     def _noise(self, step: int, shape: tuple[int, ...]) -> dict[int, np.ndarray]:
-        """Of each layer whose router wants some, float32 [A, B, T, E]; it hangs on nothing but seed, step and shape."""
+        """Of each layer whose router wants some, float32 [A, B, T, N]; it hangs on nothing but seed, step and shape."""
         draw = np.random.default_rng([self.noise_seed, step])
         kinds: dict[str, Callable[..., Any]] = {"normal": draw.standard_normal, "uniform": draw.random}
-        return {
-            layer: kinds[ffn.router.noise]((*shape, ffn.experts.count), np.float32)
-            for layer, ffn in self._noisy.items()
-        }
+        return {layer: kinds[router.noise]((*shape, size), np.float32) for layer, (router, size) in self._noisy.items()}
 
     def _average_decay_at(self, step: int) -> float:
         """Less at first, so that the random weights of the beginning are soon forgotten."""
