@@ -4,11 +4,12 @@
 
 block: width 512, 8 experts of 1024, 2 for each token, 512 tokens, float32; transformers' MixtralSparseMoeBlock with
 each of its ways on a CPU (batched_mm, which copies kernels for every token, for one token alone). decode: one token;
-prefill: 512 tokens, with 8 and with 64 such experts, random rows each time, so that both exceed the caches. training: a
-decoder of 4 layers, width 256, 8 experts of 512, 2 for each token, context 256, batch 8, vocabulary 4096, with balance
-loss; "plain" is the same in torch.nn modules, a loop over experts. One process per participant, asked in turn, each
-time with a call before that is not timed, for others used the caches and the threads in between; medians over the
-rounds, ratios within a round (above 1: faster than the fastest of transformers', or than plain). Writes
+prefill: 512 tokens, with 8 and with 64 such experts, random rows each time. 8 of them are 50 MB, of which a cache of
+32 MB holds more than half: wide decode has experts of 1024 x 2048, where 8 are 200 MB and both sizes exceed it.
+training: a decoder of 4 layers, width 256, 8 experts of 512, 2 for each token, context 256, batch 8, vocabulary 4096,
+with balance loss; "plain" is the same in torch.nn modules, a loop over experts. One process per participant, asked in
+turn, each time with a call before that is not timed, for others used the caches and the threads in between; medians
+over the rounds, ratios within a round (above 1: faster than the fastest of transformers', or than plain). Writes
 benchmarks/results/experts_speed.json.
 """
 
@@ -30,24 +31,27 @@ LAYERS, TRAINED_WIDTH, TRAINED_SIZE, HEADS, CONTEXT, BATCH, VOCABULARY = 4, 256,
 WAYS = ("eager", "grouped_mm", "batched_mm")
 PEERS = tuple(f"transformers {way}" for way in WAYS)
 PARTICIPANTS = (*PEERS, "plain", "numpy", "torch", "jax")
-# kind: (experts, tokens, how often in one round)
+# kind: (experts, tokens, how often in one round, how many times as wide)
 FORWARD = {
-    "block": (8, TOKENS, 5),
-    "decode 8": (8, 1, 200),
-    "decode 64": (64, 1, 200),
-    "prefill 8": (8, TOKENS, 5),
-    "prefill 64": (64, TOKENS, 5),
+    "block": (8, TOKENS, 5, 1),
+    "decode 8": (8, 1, 200, 1),
+    "decode 64": (64, 1, 200, 1),
+    "wide decode 8": (8, 1, 100, 2),
+    "wide decode 64": (64, 1, 100, 2),
+    "prefill 8": (8, TOKENS, 5, 1),
+    "prefill 64": (64, TOKENS, 5, 1),
 }
+TIMES_THAT_OF_8 = ("decode", "wide decode", "prefill")
 KINDS = (*FORWARD, "training")
 
 
-def of_transformers(way, experts):
+def of_transformers(way, experts, wide):
     import torch
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
     config = MixtralConfig(
-        hidden_size=WIDTH, intermediate_size=SIZE, num_local_experts=experts, num_experts_per_tok=SLOTS
+        hidden_size=wide * WIDTH, intermediate_size=wide * SIZE, num_local_experts=experts, num_experts_per_tok=SLOTS
     )
     config._experts_implementation = way
     block = MixtralSparseMoeBlock(config).eval()
@@ -61,7 +65,7 @@ def of_transformers(way, experts):
     return run
 
 
-def of_ours(backend, experts):
+def of_ours(backend, experts, wide):
     from transformer_lab.backends.plain.manual import identity
     from transformer_lab.config import component
     from transformer_lab.ffn.experts import Experts
@@ -71,8 +75,8 @@ def of_ours(backend, experts):
     from transformer_lab.router.mixtral import Mixtral
 
     ops, draw = component("backend", backend), np.random.default_rng(0)
-    ffn = MixtureOfExperts(Mixtral(SLOTS), Experts(experts, SIZE))
-    shapes = ffn.shapes(WIDTH).items()
+    ffn = MixtureOfExperts(Mixtral(SLOTS), Experts(experts, wide * SIZE))
+    shapes = ffn.shapes(wide * WIDTH).items()
     params = nest({name: ops.place(name, 0.02 * draw.standard_normal(shape, np.float32)) for name, shape in shapes})
     run = ops.compile(lambda params, x: ffn(ops, params, x, identity, Tokens(None, None, None)))
     return lambda x: ops.wait(run(params, ops.asarray(x)))
@@ -188,11 +192,11 @@ def work(name):
             run = made.setdefault(kind, None) or (plain_training() if name == "plain" else our_training(name))
             inputs = [draw.integers(0, VOCABULARY, (BATCH, CONTEXT + 1)) for _ in range(3)]
         else:
-            experts, tokens, repeats = FORWARD[kind]
-            way = name.partition(" ")[2]
-            run = made.get(experts) or (of_transformers(way, experts) if way else of_ours(name, experts))
-            made[experts] = run
-            inputs = [draw.standard_normal((1, tokens, WIDTH), np.float32) for _ in range(repeats)]
+            experts, tokens, repeats, wide = FORWARD[kind]
+            way, size = name.partition(" ")[2], (experts, wide)
+            run = made.get(size) or (of_transformers(way, *size) if way else of_ours(name, *size))
+            made[size] = run
+            inputs = [draw.standard_normal((1, tokens, wide * WIDTH), np.float32) for _ in range(repeats)]
         made[kind] = run
         run(inputs[0])
         begin = time.perf_counter()
@@ -235,7 +239,7 @@ def main():
                     ratios = [b / s for b, s in zip(best, seconds, strict=True)]
                     row["ratio"] = round(statistics.median(ratios), 2)
                 print(f"{kind:12} {name:24} {row}")
-    for shorter, longer in (("decode 8", "decode 64"), ("prefill 8", "prefill 64")):
+    for shorter, longer in ((f"{kind} 8", f"{kind} 64") for kind in TIMES_THAT_OF_8):
         if shorter in found and longer in found:
             for name, seconds in found[longer].items():
                 if seconds:
