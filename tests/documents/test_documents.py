@@ -26,8 +26,13 @@ from documents import (
 )
 
 from transformer_lab import load_model
+from transformer_lab.ffn.capacity import Capacity
+from transformer_lab.ffn.dense import Dense
+from transformer_lab.ffn.experts import Experts
+from transformer_lab.ffn.moe import MixtureOfExperts
 from transformer_lab.model.decoder import tap_names
 from transformer_lab.paths import data_folder
+from transformer_lab.router.mixtral import Mixtral
 
 pytestmark = pytest.mark.skipif(
     not (data_folder("resources") / "models" / "storybook").is_dir(), reason="needs the embedded model"
@@ -143,6 +148,20 @@ def test_the_map_of_the_readme_is_complete():
     assert [part for part in sorted(parts) if f"`{part}`" not in text] == []
 
 
+TAPS = r"^\| `([\w.{}]+)` \| \[(.*?)\] \|"
+
+
+def test_the_table_of_taps_of_experts_is_complete_and_has_the_right_shapes():
+    ffn = MixtureOfExperts(Mixtral(2), Experts(4, 8), Dense(6), capacity=Capacity(1.0))
+    model = load_model("storybook", weights="random", ffn=ffn)
+    sizes = {"B": 2, "T": 4, "D": model.config.hidden_size, "E": 4, "k": 2}
+    table = dict(re.findall(TAPS, read("docs/taps.md").partition("A mixture of experts shows")[2], re.MULTILINE))
+    assert list(table) == list(ffn.taps)
+    for name, array in model.record(np.arange(8).reshape(2, 4), [f"blocks.0.ffn.{n}" for n in table]).items():
+        letters = table[name.removeprefix("blocks.0.ffn.")].split(", ")
+        assert array.shape == tuple(sizes[letter] for letter in letters), name
+
+
 def test_the_table_of_taps_is_complete_and_has_the_right_shapes():
     model = load_model("storybook", ops="manual")
     config = model.config
@@ -150,7 +169,7 @@ def test_the_table_of_taps_is_complete_and_has_the_right_shapes():
     block = config.blocks[0]
     sizes |= {"H": block.attention.num_heads, "K": block.attention.num_kv_heads, "N": block.attention.head_size}
     sizes |= {"F": block.ffn.size}
-    table = dict(re.findall(r"^\| `([\w.{}]+)` \| \[(.*?)\] \|", read("docs/taps.md"), re.MULTILINE))
+    table = dict(re.findall(TAPS, read("docs/taps.md").partition("A mixture of experts shows")[0], re.MULTILINE))
     order = [re.sub(r"\.\d+\.", ".{i}.", name) for name in tap_names(config)]
     assert list(table) == list(dict.fromkeys(order))
     for name, array in model.record(np.arange(8).reshape(2, 4), [n.format(i=0) for n in table]).items():

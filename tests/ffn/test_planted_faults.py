@@ -396,8 +396,8 @@ def gate_stored_in_16_bits(monkeypatch):
 
 def tokens_in_16_bits(monkeypatch):
     right = Router.logits
-    monkeypatch.setattr(Router, "logits", lambda self, ops, params, x, tokens: (
-        right(self, ops, params, in_16_bits(ops, x), tokens)
+    monkeypatch.setattr(Router, "logits", lambda self, ops, params, x, *rest: (
+        right(self, ops, params, in_16_bits(ops, x), *rest)
     ))  # fmt: skip
 
 

@@ -122,7 +122,9 @@ def test_all_experts_alike_and_no_tokens_cost_nothing():
     assert squared_variation(ops, np.ones((B, T, E)), SHARE) == 0.0
     assert squared_variation(ops, np.zeros((B, T, E)), SHARE) == 0.75 * 1.0
     assert squared_variation(ops, np.ones((B, T, E)), np.zeros((B, T))) == 0.0
-    layer, arrays, x, noise = shares(NoisyTopK(E, load_loss=1.0))  # who are all chosen, are chosen whatever is drawn
+    layer, arrays, x, noise = shares(
+        NoisyTopK(E, importance_loss=0.0, load_loss=1.0)
+    )  # who are all chosen, are chosen whatever is drawn
     assert loss_of(ops, layer, x, noise)(arrays) == 0.0
 
 
@@ -144,7 +146,7 @@ def trained(router, backend, pieces):
 
 
 TRAINED = {"losses": NoisyTopK(2, importance_loss=0.1, load_loss=0.1), "jitter": Switch(jitter=0.3)}
-WITHOUT = {"losses": NoisyTopK(2), "jitter": Switch()}
+WITHOUT = {"losses": NoisyTopK(2, importance_loss=0.0, load_loss=0.0), "jitter": Switch(jitter=0.0)}
 
 
 @pytest.mark.parametrize("kind", TRAINED)
@@ -190,7 +192,7 @@ def test_jitter_is_for_the_router_alone():
     assert 0 < same.sum() < same.size
     np.testing.assert_allclose(plain["experts.out"][same], shaken["experts.out"][same], rtol=1e-9, atol=1e-12)
     assert layer.router.noise_size(D, E) == D
-    assert Switch().noise_size(D, E) == 0
+    assert Switch(jitter=0.0).noise_size(D, E) == 0
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), True, "much"])

@@ -29,8 +29,8 @@ class NoisyTopK(Router):
     renormalises: ClassVar[bool] = True
 
     k: int = 4
-    importance_loss: float = 0.0
-    load_loss: float = 0.0
+    importance_loss: float = 0.1
+    load_loss: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

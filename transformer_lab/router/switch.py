@@ -19,7 +19,7 @@ class Switch(Router):
     noise: ClassVar[str | None] = "uniform"
 
     k: int = 1
-    jitter: float = 0.0
+    jitter: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
