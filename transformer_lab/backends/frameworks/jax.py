@@ -8,6 +8,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,7 +37,8 @@ def split_linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     if not isinstance(kernel, tuple):
         return manual.linear(ops, x, kernel, bias)
     rows = x.reshape(-1, x.shape[-1])
-    y = jnp.concatenate([rows @ half for half in kernel], axis=-1).reshape(*x.shape[:-1], -1)
+    halves = [half.times(rows) if isinstance(half, Chosen) else rows @ half for half in kernel]
+    y = jnp.concatenate(halves, axis=-1).reshape(*x.shape[:-1], -1)
     return y if bias is None else y + bias
 
 
@@ -57,10 +59,66 @@ def split_unavailable(ops: Any) -> str | None:
     return None if ops.device == "cpu" else "the kernel is split for the cores of a CPU."
 
 
+PIECE = 1 << 18  # numbers of a kernel that are copied at a time
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One kernel of a stack [E, D, F], by a number [] that is not known before.
+
+    `rows @ stack[number]` would copy all of it into memory that is fresh in every call, which takes XLA several times
+    as long as the product itself.
+    """
+
+    stack: Any
+    number: Any
+
+    def times(self, rows: Any) -> Any:
+        """rows [R, D] -> [R, F]."""
+        return _times_chosen(rows, self.stack, self.number)
+
+
+def _in_pieces(rows: Any, stack: Any, number: Any) -> Any:
+    """A piece of the kernel's rows after the other, so that the copies of all lie in one place."""
+    size, width = stack.shape[1:]
+    height = max(1, min(size, PIECE // width))
+
+    def piece(y: Any, first: Any, height: int) -> Any:
+        first = jnp.asarray(first, number.dtype)
+        part = jax.lax.dynamic_slice(stack, (number, first, jnp.zeros_like(number)), (1, height, width))[0]
+        return y + jax.lax.dynamic_slice_in_dim(rows, first, height, 1) @ part
+
+    def step(index: Any, y: Any) -> Any:
+        return piece(y, index * height, height)
+
+    y = jax.lax.fori_loop(0, size // height, step, jnp.zeros((rows.shape[0], width), rows.dtype))
+    rest = size % height
+    return piece(y, size - rest, rest) if rest else y
+
+
+def _forward_of_chosen(rows: Any, stack: Any, number: Any) -> Any:
+    return _in_pieces(rows, stack, number), (rows, stack, number)
+
+
+def _backward_of_chosen(kept: Any, gradient: Any) -> Any:
+    rows, stack, number = kept
+    kernel = jax.lax.dynamic_index_in_dim(stack, number, 0, keepdims=False)
+    return gradient @ kernel.T, jnp.zeros_like(stack).at[number].set(rows.T @ gradient), None
+
+
+_times_chosen = jax.custom_vjp(_in_pieces)
+_times_chosen.defvjp(_forward_of_chosen, _backward_of_chosen)
+
+
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64
 
 
-def by_blocks(ops: Any, run: Callable[[Any, Any], Any], params: Any, rows: Any, sizes: Any) -> Any:
+def taken(params: Any, number: Any) -> Any:
+    """Of each stack the part with this number []."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, 0, keepdims=False), params)
+
+
+def by_blocks(run: Callable[[Any, Any], Any], params: Any, rows: Any, sizes: Any) -> Any:
     """`by_groups` where no shape may depend on numbers: a loop over blocks of rows, each of one group.
 
     A block that is not full reaches into the next group, whose own blocks come later and write over that. Gradients run
@@ -95,7 +153,7 @@ def by_blocks(ops: Any, run: Callable[[Any, Any], Any], params: Any, rows: Any, 
 
         def step(index: Any, y: Any) -> Any:
             group, first, own = group_of(index, sizes)
-            made = jnp.where(jnp.arange(block)[:, None] < own, run(ops.picked(params, group), part(wide, first)), 0)
+            made = jnp.where(jnp.arange(block)[:, None] < own, run(taken(params, group), part(wide, first)), 0)
             return jax.lax.dynamic_update_slice_in_dim(y, made, first, 0)
 
         start = jnp.zeros((total + block, *out.shape[1:]), out.dtype)
@@ -108,7 +166,7 @@ def by_blocks(ops: Any, run: Callable[[Any, Any], Any], params: Any, rows: Any, 
         def step(index: Any, carry: Any) -> Any:
             sums, dx = carry
             group, first, own = group_of(index, sizes)
-            _, back = jax.vjp(run, ops.picked(params, group), part(wide, first))
+            _, back = jax.vjp(run, taken(params, group), part(wide, first))
             dp, dpart = back(jnp.where(jnp.arange(block)[:, None] < own, part(gradient, first), 0))
             sums = jax.tree.map(lambda total, more: total.at[group].add(more), sums, dp)
             return sums, jax.lax.dynamic_update_slice_in_dim(dx, dpart, first, 0)
@@ -372,10 +430,15 @@ class JaxBackend(Backend):
     def picked(self, params: Any, index: Any) -> Any:
         if isinstance(index, int):
             return jax.tree.map(lambda leaf: leaf[index], params)
-        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False), params)
+
+        def one(stack: Any) -> Any:
+            split = isinstance(stack, tuple) and split_unavailable(self) is None
+            return tuple(Chosen(half, index) for half in stack) if split else taken(stack, index)
+
+        return {name: {leaf: one(stack) for leaf, stack in own.items()} for name, own in params.items()}
 
     def by_groups(self, run: Callable[[Any, Any], Any], params: Any, rows: Any, sizes: Any) -> Any:
-        return by_blocks(self, run, params, rows, sizes)
+        return by_blocks(run, params, rows, sizes)
 
     def value_and_grad(self, function: Callable[..., Any], extra: bool = False) -> Callable[..., tuple[Any, Any]]:
         return self._in_scope(jax.value_and_grad(function, has_aux=extra))
