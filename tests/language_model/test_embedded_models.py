@@ -1,4 +1,4 @@
-"""The models that come along: small enough to, what their cards say, and the same on three backends."""
+"""The models that come along: small enough to travel, what their cards say, the same on three backends."""
 
 import numpy as np
 import pytest

@@ -122,9 +122,8 @@ def test_all_experts_alike_and_no_tokens_cost_nothing():
     assert squared_variation(ops, np.ones((B, T, E)), SHARE) == 0.0
     assert squared_variation(ops, np.zeros((B, T, E)), SHARE) == 0.75 * 1.0
     assert squared_variation(ops, np.ones((B, T, E)), np.zeros((B, T))) == 0.0
-    layer, arrays, x, noise = shares(
-        NoisyTopK(E, importance_loss=0.0, load_loss=1.0)
-    )  # who are all chosen, are chosen whatever is drawn
+    # Who are all chosen are chosen whatever is drawn.
+    layer, arrays, x, noise = shares(NoisyTopK(E, importance_loss=0.0, load_loss=1.0))
     assert loss_of(ops, layer, x, noise)(arrays) == 0.0
 
 

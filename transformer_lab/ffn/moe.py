@@ -137,9 +137,11 @@ class MixtureOfExperts:
         left unused; router.weights [B, T, k], 0 there; experts.out [B, T, k, D], not weighted; shared.out [B, T, D].
         """
         xp, router, own, state = ops.xp, self.router, params.get("router", {}), params.get("balancer", {})
-        logits = tap(
-            "router.logits", router.logits(ops, own, x, lambda name, seen: tap(f"router.{name}", seen), tokens)
-        )
+
+        def of_router(name: str, seen: Any) -> Any:
+            return tap(f"router.{name}", seen)
+
+        logits = of_router("logits", router.logits(ops, own, x, of_router, tokens))
         ids = tap("router.expert_ids", router.choose(ops, own, logits, state, tokens))
         weights = router.weigh(ops, own, logits, ids)
         kept = router.kept(ops, logits, ids, state, tokens)

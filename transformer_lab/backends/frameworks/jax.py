@@ -8,8 +8,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -37,7 +36,7 @@ def split_linear(ops: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     if not isinstance(kernel, tuple):
         return manual.linear(ops, x, kernel, bias)
     rows = x.reshape(-1, x.shape[-1])
-    halves = [half.times(rows) if isinstance(half, Chosen) else rows @ half for half in kernel]
+    halves = [times_chosen(rows, *half) if isinstance(half, Chosen) else rows @ half for half in kernel]
     y = jnp.concatenate(halves, axis=-1).reshape(*x.shape[:-1], -1)
     return y if bias is None else y + bias
 
@@ -62,8 +61,7 @@ def split_unavailable(ops: Any) -> str | None:
 PIECE = 1 << 18  # numbers of a kernel that are copied at a time
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """One kernel of a stack [E, D, F], by a number [] that is not known before.
 
     `rows @ stack[number]` would copy all of it into memory that is fresh in every call, which takes XLA several times
@@ -73,13 +71,10 @@ class Chosen:
     stack: Any
     number: Any
 
-    def times(self, rows: Any) -> Any:
-        """rows [R, D] -> [R, F]."""
-        return _times_chosen(rows, self.stack, self.number)
-
 
 def _in_pieces(rows: Any, stack: Any, number: Any) -> Any:
-    """A piece of the kernel's rows after the other, so that the copies of all lie in one place."""
+    """rows [R, D] @ stack[number] [D, F]: a piece of the kernel's rows after the other, whose copies all lie in one
+    place."""
     size, width = stack.shape[1:]
     height = max(1, min(size, PIECE // width))
 
@@ -106,8 +101,8 @@ def _backward_of_chosen(kept: Any, gradient: Any) -> Any:
     return gradient @ kernel.T, jnp.zeros_like(stack).at[number].set(rows.T @ gradient), None
 
 
-_times_chosen = jax.custom_vjp(_in_pieces)
-_times_chosen.defvjp(_forward_of_chosen, _backward_of_chosen)
+times_chosen = jax.custom_vjp(_in_pieces)
+times_chosen.defvjp(_forward_of_chosen, _backward_of_chosen)
 
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 64
