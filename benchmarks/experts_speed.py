@@ -5,7 +5,9 @@
 block: width 512, 8 experts of 1024, 2 for each token, 512 tokens, float32; transformers' MixtralSparseMoeBlock with
 each of its ways on a CPU (batched_mm, which copies kernels for every token, for one token alone). decode: one token;
 prefill: 512 tokens, with 8 and with 64 such experts, random rows each time. 8 of them are 50 MB, of which a cache of
-32 MB holds more than half: wide decode has experts of 1024 x 2048, where 8 are 200 MB and both sizes exceed it.
+32 MB holds more than half: wide decode has experts of 1024 x 2048, where 8 are 200 MB and both sizes exceed it. What 64
+cost beside 8 is asked of one process that holds both and calls them in turn, so that a neighbour's noise meets both;
+what is told of a round is the median of its calls.
 training: a decoder of 4 layers, width 256, 8 experts of 512, 2 for each token, context 256, batch 8, vocabulary 4096,
 with balance loss; "plain" is the same in torch.nn modules, a loop over experts. One process per participant, asked in
 turn, each time with a call before that is not timed, for others used the caches and the threads in between; medians
@@ -31,17 +33,13 @@ LAYERS, TRAINED_WIDTH, TRAINED_SIZE, HEADS, CONTEXT, BATCH, VOCABULARY = 4, 256,
 WAYS = ("eager", "grouped_mm", "batched_mm")
 PEERS = tuple(f"transformers {way}" for way in WAYS)
 PARTICIPANTS = (*PEERS, "plain", "numpy", "torch", "jax")
-# kind: (experts, tokens, how often in one round, how many times as wide)
+# kind: (numbers of experts, tokens, how often in one round, how many times as wide)
 FORWARD = {
-    "block": (8, TOKENS, 5, 1),
-    "decode 8": (8, 1, 200, 1),
-    "decode 64": (64, 1, 200, 1),
-    "wide decode 8": (8, 1, 100, 2),
-    "wide decode 64": (64, 1, 100, 2),
-    "prefill 8": (8, TOKENS, 5, 1),
-    "prefill 64": (64, TOKENS, 5, 1),
+    "block": ((8,), TOKENS, 5, 1),
+    "decode": ((8, 64), 1, 200, 1),
+    "wide decode": ((8, 64), 1, 100, 2),
+    "prefill": ((8, 64), TOKENS, 5, 1),
 }
-TIMES_THAT_OF_8 = ("decode", "wide decode", "prefill")
 KINDS = (*FORWARD, "training")
 
 
@@ -179,30 +177,35 @@ def our_training(backend):
 
 
 def work(name):
-    """The child: a line of input is the kind that is wanted; the answer is seconds for one, or null."""
+    """The child: a line of input is the kind that is wanted; the answer is {kind: seconds for one}."""
     print("{}", flush=True)  # ready
     made, draw = {}, np.random.default_rng(0)
     for line in sys.stdin:
         kind = line.strip()
         theirs, training = name.startswith("transformers"), kind == "training"
         if (theirs and training) or (name == "plain" and not training) or ("batched" in name and "decode" not in kind):
-            print(json.dumps({"seconds": None}), flush=True)
+            print("{}", flush=True)
             continue
-        if kind == "training":
-            run = made.setdefault(kind, None) or (plain_training() if name == "plain" else our_training(name))
+        if training:
+            runs = {kind: made.get(kind) or (plain_training() if name == "plain" else our_training(name))}
             inputs = [draw.integers(0, VOCABULARY, (BATCH, CONTEXT + 1)) for _ in range(3)]
         else:
-            experts, tokens, repeats, wide = FORWARD[kind]
-            way, size = name.partition(" ")[2], (experts, wide)
-            run = made.get(size) or (of_transformers(way, *size) if way else of_ours(name, *size))
-            made[size] = run
+            numbers, tokens, repeats, wide = FORWARD[kind]
+            way, runs = name.partition(" ")[2], {}
+            for experts in numbers:
+                own = kind if len(numbers) == 1 else f"{kind} {experts}"
+                make = of_transformers if way else of_ours
+                runs[own] = made.get((experts, wide)) or make(way or name, experts, wide)
+                made[experts, wide] = runs[own]
             inputs = [draw.standard_normal((1, tokens, wide * WIDTH), np.float32) for _ in range(repeats)]
-        made[kind] = run
-        run(inputs[0])
-        begin = time.perf_counter()
-        for one in inputs:
-            run(one)
-        print(json.dumps({"seconds": (time.perf_counter() - begin) / len(inputs)}), flush=True)
+        made |= runs
+        seconds = {own: [] for own in runs}
+        for one in (inputs[0], *inputs):
+            for own, run in runs.items():
+                begin = time.perf_counter()
+                run(one)
+                seconds[own].append(time.perf_counter() - begin)
+        print(json.dumps({own: statistics.median(all_of[1:]) for own, all_of in seconds.items()}), flush=True)
 
 
 def main():
@@ -217,35 +220,32 @@ def main():
         return
     kinds = options.kinds.split(",")
     with Participants({name: [sys.executable, __file__, "--work", name] for name in options.participants}) as people:
-        found = {kind: {name: [] for name in people.alive} for kind in kinds}
+        found = {}
         for number in range(options.rounds + 1):  # the first round compiles and warms up
             for kind in kinds:
                 for name, answer in people.ask(kind):
-                    if number and answer["seconds"] is not None:
-                        found[kind][name].append(answer["seconds"])
+                    for own, seconds in answer.items() if number else ():
+                        found.setdefault(own, {}).setdefault(name, []).append(seconds)
             print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
     rows = {}
     for kind, by_name in found.items():
         peers = [by_name[name] for name in (("plain",) if kind == "training" else PEERS) if by_name.get(name)]
         best = min(peers, key=statistics.median) if peers else None
         for name, seconds in by_name.items():
-            if seconds:
-                row = rows.setdefault(kind, {})[name] = {
-                    "ms": round(1e3 * statistics.median(seconds), 3),
-                    "min": round(1e3 * min(seconds), 3),
-                    "max": round(1e3 * max(seconds), 3),
-                }
-                if best is not None:
-                    ratios = [b / s for b, s in zip(best, seconds, strict=True)]
-                    row["ratio"] = round(statistics.median(ratios), 2)
-                print(f"{kind:12} {name:24} {row}")
-    for shorter, longer in ((f"{kind} 8", f"{kind} 64") for kind in TIMES_THAT_OF_8):
-        if shorter in found and longer in found:
-            for name, seconds in found[longer].items():
-                if seconds:
-                    pairs = zip(seconds, found[shorter][name], strict=True)
-                    rows[longer][name]["times that of 8"] = round(statistics.median(a / b for a, b in pairs), 2)
-                    print(f"{longer:12} {name:24} {rows[longer][name]['times that of 8']} times the time of 8 experts")
+            row = rows.setdefault(kind, {})[name] = {
+                "ms": round(1e3 * statistics.median(seconds), 3),
+                "min": round(1e3 * min(seconds), 3),
+                "max": round(1e3 * max(seconds), 3),
+            }
+            if best is not None:
+                ratios = [b / s for b, s in zip(best, seconds, strict=True)]
+                row["ratio"] = round(statistics.median(ratios), 2)
+            print(f"{kind:14} {name:24} {row}")
+    for longer in [own for own in found if own.endswith(" 64")]:
+        for name, seconds in found[longer].items():
+            pairs = zip(seconds, found[longer.removesuffix(" 64") + " 8"][name], strict=True)
+            rows[longer][name]["times that of 8"] = round(statistics.median(a / b for a, b in pairs), 2)
+            print(f"{longer:14} {name:24} {rows[longer][name]['times that of 8']} times the time of 8 experts")
     result = {
         "command": f"python benchmarks/experts_speed.py --rounds {options.rounds}",
         "unit": "milliseconds; ratio: to the fastest of transformers' ways, in training to plain torch",
