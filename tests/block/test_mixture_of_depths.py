@@ -226,7 +226,8 @@ def seeing_all(self, ops, params, x, tokens, cache, tap):
         return seen[name]
 
     MixtureOfDepths.__call__(self, ops, params, x, tokens, cache, look)
-    out, cache = self._block(ops, params, x, tokens, cache, identity)
+    out, layer = self._block(ops, params, x, tokens, cache and cache.layer, identity)
+    cache = cache and cache._replace(layer=layer)
     gate = np.where(seen["router.chosen"], seen["router.scores"], 0.0)
     return x + gate[..., None] * (out - x), cache
 

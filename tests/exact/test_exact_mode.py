@@ -84,8 +84,7 @@ def test_batch_length_and_pieces_change_no_bit(models, folder, backend):
         results = []
         for first, last in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
             start = ops.asarray(np.full(len(ids), first))
-            window = policy.first(ops, cache, last)
-            logits, _ = forward(ops, config, model.params, ops.asarray(ids[:, first:last]), start, window)
+            logits, cache = forward(ops, config, model.params, ops.asarray(ids[:, first:last]), start, cache)
             results.append(ops.to_numpy(logits))
         return np.concatenate(results, axis=1)
 

@@ -78,7 +78,7 @@ def test_a_stale_cache_would_be_seen(models):
     ids = random_ids(30, 280, 3).tolist()
     sequences = model.engine.begin([ids[:20]], 10)
     for layer in sequences.cache:
-        layer.keys[:, :, 7] = 0
+        layer.keys.values[:, :, 7] = 0
     sequences.feed([ids[20]])
     assert deviations(np.array(sequences.logits), model.logits(ids[:21])[:, -1]) > 0.01
 

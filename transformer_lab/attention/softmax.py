@@ -7,9 +7,11 @@ B batch, T new tokens, D hidden size, H query heads, K key/value heads (H = K * 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from transformer_lab.attention.written_out import written_out
+from transformer_lab.cache.layer import Fresh
 from transformer_lab.errors import ConfigurationError, shown
 from transformer_lab.model.axes import Axis, Shape
 from transformer_lab.model.limits import LIMITS, require_choice, require_positive, require_whole
@@ -122,15 +124,19 @@ class SoftmaxAttention:
             qkv = xp.clip(qkv, -self.clip, self.clip)
         qkv = xp.permute_dims(qkv, (0, 2, 1, 3))  # [B, H + 2 K, T, N]
         query, key, value = qkv[:, :heads, ...], qkv[:, heads:last, ...], qkv[:, last:, ...]
+        unturned, turn = key, None
         if tokens.angles is not None:
-            query, key = (self.position.turn(ops, part, tokens.angles) for part in (query, key))
+            turn = partial(self.position.turn, ops)
+            query, key = turn(query, tokens.angles), turn(key, tokens.angles)
         query, key, value = tap("q", query), tap("k", key), tap("v", value)
+        start, places = tokens.start, None
         if cache is not None:
-            cache, key, value = cache.update(ops, key, value, tokens.start)  # [B, K, S, N]
+            cache, (key, value, places) = cache.update(ops, Fresh(query, key, value, unturned, turn), tokens)
         if self.cap is None and not self.sinks and not hasattr(self.position, "bias"):
-            mixed = ops.attention(query, key, value, tokens.start, self.scale, self.window, tap)  # [B, H, T, N]
+            elsewhere = {} if places is None else {"places": places}
+            mixed = ops.attention(query, key, value, start, self.scale, self.window, tap, **elsewhere)  # [B, H, T, N]
         else:
-            mixed = written_out(ops, self, query, key, value, tokens.start, params.get("sinks"), tap)
+            mixed = written_out(ops, self, query, key, value, start, params.get("sinks"), tap, places)
         mixed = xp.reshape(xp.permute_dims(mixed, (0, 2, 1, 3)), (batch, length, heads * self.head_size))
         return tap("out", ops.linear(mixed, params["out"]["kernel"], params["out"].get("bias"))), cache
 

@@ -10,7 +10,15 @@ from transformer_lab.backends.plain.manual import NEGATIVE_INFINITY, visible_key
 
 
 def written_out(
-    ops: Any, part: Any, query: Any, key: Any, value: Any, start: Any, sinks: Any, tap: Callable[[str, Any], Any]
+    ops: Any,
+    part: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    start: Any,
+    sinks: Any,
+    tap: Callable[[str, Any], Any],
+    places: Any = None,
 ) -> Any:
     """Shapes as in the operation: query [B, H, T, N], key and value [B, K, S, N], start [B] -> [B, H, T, N].
 
@@ -24,8 +32,8 @@ def written_out(
     if part.cap is not None:
         scores = xp.tanh(scores / part.cap) * part.cap
     if hasattr(part.position, "bias"):
-        scores = scores + part.position.bias(ops, heads, keys)
-    visible = visible_keys(ops, start, queries, keys, part.window)[:, None, ...]  # [B, 1, T, S]
+        scores = scores + part.position.bias(ops, heads, keys, places)
+    visible = visible_keys(ops, start, queries, keys, part.window, places)[:, None, ...]  # [B, 1, T, S]
     scores = tap("scores", xp.where(visible, scores, NEGATIVE_INFINITY))
     if sinks is None:
         pattern = ops.softmax(scores)

@@ -103,7 +103,9 @@ class MixtureOfDepths:
         # The chosen tokens first, in their order. What stands behind them is computed in vain: it is as padding.
         order = xp.argsort(1 - number, axis=-1, stable=True)[:, :most]  # [B, R]
         given = _at(ops, x, order)
-        out, cache = self._block(ops, params, given, self._inside(ops, tokens, chosen, order, before), cache, identity)
+        inside = self._inside(ops, tokens, chosen, order, before)
+        out, kept = self._block(ops, params, given, inside, None if whole else cache.layer, identity)
+        cache = None if whole else cache._replace(layer=kept)
         place = xp.cumulative_sum(number, axis=-1) - 1  # [B, T], where in the order a chosen token stands
         added = _at(ops, out - given, xp.clip(place, 0, most - 1))
         added = tap("inner.out", xp.where((chosen & (place < most))[..., None], added, 0.0))

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from transformer_lab.cache.policy import CachePolicy
 from transformer_lab.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class NoCache:
+class NoCache(CachePolicy):
     """It is what `cache=none` builds; decoding then runs the whole sequence again for each token."""
 
     def allocate(self, ops: Any, config: ModelConfig, batch: int, capacity: int) -> None:

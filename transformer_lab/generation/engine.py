@@ -61,8 +61,8 @@ class Sequences:
         self.engine = engine
         self.rows = [list(prompt) for prompt in prompts]
         longest = max(len(row) for row in self.rows)
-        capacity = ops.bucket(min(longest + new_tokens, config.context_length), config.context_length)
-        self.cache = engine.policy.allocate(ops, config, len(self.rows), capacity)
+        self.capacity = ops.bucket(min(longest + new_tokens, config.context_length), config.context_length)
+        self.cache = engine.policy.allocate(ops, config, len(self.rows), self.capacity)
         self._run([row[:] for row in self.rows], [0] * len(self.rows))
 
     def feed(self, tokens: Sequence[int]) -> None:
@@ -76,18 +76,22 @@ class Sequences:
             self._run([[token] for token in tokens], starts)
 
     def _run(self, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
-        ops, policy, limit = self.engine.ops, self.engine.policy, self.engine.config.context_length
+        ops, limit = self.engine.ops, self.engine.config.context_length
         longest = max(len(piece) for piece in pieces)
         width = 1 if longest == 1 else ops.bucket(longest, limit)
         padded = np.zeros((len(pieces), width), np.int64)
         for row, piece in enumerate(pieces):
             padded[row, : len(piece)] = piece
         arguments = [ops.asarray(x) for x in (padded, np.array(starts), np.array([len(p) - 1 for p in pieces]))]
-        cache = self.cache if self.cache is None else policy.first(ops, self.cache, max(starts) + width)
-        logits, cache = self.engine.extend(self.engine.params, *arguments, cache)
-        if not ops.in_place:
-            self.cache = cache
+        self._make_ready(max(starts) + width)
+        logits, self.cache = self.engine.extend(self.engine.params, *arguments, self.cache)
         self.logits = ops.to_numpy(logits)
+
+    def _make_ready(self, length: int) -> None:
+        """The cache has room for all positions below `length`, as far as there are so many."""
+        if self.cache is not None:
+            ops, most = self.engine.ops, self.capacity
+            self.cache = self.engine.policy.ready(ops, self.cache, min(length, most), most)
 
     def greedy(self, tokens: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
         """Appends a token to each row, and then `count` times the likeliest, in one call of the backend.
@@ -97,6 +101,7 @@ class Sequences:
         """
         ops, engine = self.engine.ops, self.engine
         starts = ops.asarray(np.array([len(row) for row in self.rows]))
+        self._make_ready(max(len(row) for row in self.rows) + ops.steps_per_call)
         blank = np.zeros((len(tokens), ops.steps_per_call))
         self.cache, found, scores = engine.greedy(
             engine.params,

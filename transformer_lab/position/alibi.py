@@ -23,7 +23,10 @@ class Alibi:
         between = 2.0 ** (-4.0 * np.arange(1, 2 * (heads - power), 2) / power)
         return np.concatenate([first, between])
 
-    def bias(self, ops: Any, heads: int, keys: int) -> Any:
-        """[1, H, 1, S], which is added to scores [B, H, T, S]."""
+    def bias(self, ops: Any, heads: int, keys: int, places: Any = None) -> Any:
+        """[1, H, 1, S], which is added to scores [B, H, T, S]; [B, H, 1, S] for keys at positions places [B, S]."""
+        if places is not None:
+            slopes = ops.asarray(self.slopes(heads).astype(np.float32))
+            return slopes[None, :, None, None] * ops.cast(places, ops.float_dtype)[:, None, None, :]
         found = self.slopes(heads)[:, None].astype(np.float32) * np.arange(keys, dtype=np.float32)
         return ops.asarray(found[None, :, None, :])

@@ -13,6 +13,8 @@ import numpy as np
 from corpus import probes
 from corpus.form import Bug, Plant, everywhere, into, method, shared
 from corpus.models import SHORT, THREE, ids
+from transformer_lab.cache.layer import Fresh
+from transformer_lab.model.tokens import tokens_of
 
 bug = partial(Bug, kind="caches_and_decoding", probe=probes.generation())
 ENGINE, GENERATE = "transformer_lab.generation.engine", "transformer_lab.generation.generate"
@@ -41,8 +43,10 @@ def one_position_on(right: Any, self: Any, pieces: Any, starts: Any) -> None:
     right(self, pieces, [start + (start > 0) for start in starts])
 
 
-def clamped_to_row_39(right: Any, self: Any, ops: Any, keys: Any, values: Any, start: Any) -> Any:
-    return right(self, ops, keys, values, ops.xp.clip(start, None, 39) if keys.shape[2] == 1 else start)
+def clamped_to_row_39(right: Any, self: Any, ops: Any, fresh: Any, tokens: Any) -> Any:
+    if fresh.key.shape[2] == 1:
+        tokens = tokens._replace(start=ops.xp.clip(tokens.start, None, 39))
+    return right(self, ops, fresh, tokens)
 
 
 def neighbours_values(
@@ -84,8 +88,10 @@ def first_row_of_the_cache_lost(right: Any, self: Any, tokens: Any) -> None:
     if self.cache is not None:
         ops = self.engine.ops
         starts = ops.asarray(np.zeros(len(self.rows), np.int64))
-        blank = ops.xp.zeros_like(self.cache[0].keys[:, :, :1])
-        self.cache = [layer.update(ops, blank, blank, starts)[0] for layer in self.cache]
+        blank = ops.xp.zeros_like(self.cache[0].keys.values[:, :, :1])
+        nothing = Fresh(blank, blank, blank, blank)
+        first = tokens_of(ops, ops.asarray(np.zeros((len(self.rows), 1), np.int64)), starts)
+        self.cache = [layer.update(ops, nothing, first)[0] for layer in self.cache]
     right(self, tokens)
 
 

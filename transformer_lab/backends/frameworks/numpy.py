@@ -105,6 +105,7 @@ def attention(
     scale: float,
     window: int | None = None,
     tap: Any = manual.identity,
+    places: np.ndarray | None = None,
 ) -> np.ndarray:
     """The plain version with scores, mask and softmax in one buffer; it shows neither scores nor pattern.
 
@@ -115,6 +116,9 @@ def attention(
     blocks = []
     for first in range(0, queries, QUERY_BLOCK):
         part = query[:, :, first : first + QUERY_BLOCK]
+        if places is not None:
+            blocks.append(attention_block(ops, part, key, value, start + first, scale, window, places))
+            continue
         seen = min(key.shape[2], last + first + part.shape[2])
         hidden = 0 if window is None else max(0, int(start.min()) + first + 1 - window)  # keys at the beginning
         some = (slice(None), slice(None), slice(hidden, seen))
@@ -130,13 +134,15 @@ def attention_block(
     start: np.ndarray,
     scale: float,
     window: int | None = None,
+    places: np.ndarray | None = None,
 ) -> np.ndarray:
     batch, heads, queries, size = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     rows = query.reshape(batch, kv_heads, -1, size)
     scores = (rows * scale) @ np.matrix_transpose(key)  # [B, K, G * T, S]
-    if queries > 1 or int(start.min()) + 1 < keys or (window is not None and window < keys):  # else all are visible
-        hidden = ~manual.visible_keys(ops, start, queries, keys, window)  # [B, T, S]
+    all_in_order = places is None and queries == 1 and int(start.min()) + 1 >= keys
+    if not all_in_order or (window is not None and window < keys):  # else all are visible
+        hidden = ~manual.visible_keys(ops, start, queries, keys, window, places)  # [B, T, S]
         by_head = scores.reshape(batch, heads, queries, keys)
         np.copyto(by_head, -np.inf, where=hidden[:, None])
     return (softmax_in_place(scores) @ value).reshape(batch, heads, queries, size)

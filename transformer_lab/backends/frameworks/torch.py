@@ -204,12 +204,13 @@ def attention(
     scale: float,
     window: int | None = None,
     tap: Any = manual.identity,
+    places: Any = None,
 ) -> Any:
     """torch's scaled_dot_product_attention; it shows neither scores nor pattern."""
     queries, keys = query.shape[2], key.shape[2]
     # start + T <= S always holds, so S = T says that every row starts at 0.
-    causal = queries == keys and (window is None or keys <= window)
-    mask = None if causal else manual.visible_keys(ops, start, queries, keys, window)[:, None]
+    causal = queries == keys and (window is None or keys <= window) and places is None
+    mask = None if causal else manual.visible_keys(ops, start, queries, keys, window, places)[:, None]
     return functional.scaled_dot_product_attention(
         query, key, value, mask, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )

@@ -121,10 +121,11 @@ def logsumexp(ops: Any, x: Any) -> Any:
     return ops.cast(total + largest[..., 0], x.dtype)
 
 
-def visible_keys(ops: Any, start: Any, queries: int, keys: int, window: int | None = None) -> Any:
+def visible_keys(ops: Any, start: Any, queries: int, keys: int, window: int | None = None, places: Any = None) -> Any:
     """Which keys a query may see: key s is visible to query t of row b if s <= start[b] + t -> bool [B, T, S].
 
-    With a window W it is, if besides s > start[b] + t - W: a query sees W keys, the last of which is its own.
+    With a window W it is, if besides s > start[b] + t - W: a query sees W keys, the last of which is its own. Where a
+    cache keeps keys in another order, or not all, key s is the one at position places[b, s] (integers [B, S]).
 
     This one rule covers prefill (start 0), decoding, prefill in pieces, and rows of unequal lengths padded on the
     right: what lies behind a row's last token is never visible to it.
@@ -132,7 +133,8 @@ def visible_keys(ops: Any, start: Any, queries: int, keys: int, window: int | No
     xp = ops.xp
     query_positions = start[:, None] + xp.arange(queries, dtype=start.dtype, device=ops.array_device)
     key_positions = xp.arange(keys, dtype=start.dtype, device=ops.array_device)
-    query_positions, key_positions = query_positions[:, :, None], key_positions[None, None, :]
+    key_positions = key_positions[None, :] if places is None else places
+    query_positions, key_positions = query_positions[:, :, None], key_positions[:, None, :]
     visible = key_positions <= query_positions
     return visible if window is None else visible & (key_positions > query_positions - window)
 
@@ -154,12 +156,13 @@ def attention(
     scale: float,
     window: int | None = None,
     tap: Any = identity,
+    places: Any = None,
 ) -> Any:
     """softmax(scale * query key^T + mask) value (Vaswani et al. 2017, arXiv 1706.03762).
 
     query [B, H, T, N], key and value [B, K, S, N], start integers [B]: the position of each row's first query, window:
-    how many keys a query sees, or None -> [B, H, T, N]. Taps: `scores` [B, H, T, S] scaled, -inf where not visible;
-    `pattern` [B, H, T, S].
+    how many keys a query sees, or None, places [B, S]: the position of each key, if it is not s -> [B, H, T, N].
+    Taps: `scores` [B, H, T, S] scaled, -inf where not visible; `pattern` [B, H, T, S].
     """
     xp = ops.xp
     batch, heads, queries, size = query.shape
@@ -168,7 +171,7 @@ def attention(
     rows = xp.reshape(query, (batch, kv_heads, -1, size))  # [B, K, G * T, N]
     scores = xp.matmul(rows, xp.matrix_transpose(key)) * scale  # [B, K, G * T, S]
     scores = xp.reshape(scores, (batch, heads, queries, keys))
-    visible = visible_keys(ops, start, queries, keys, window)[:, None, ...]  # [B, 1, T, S]
+    visible = visible_keys(ops, start, queries, keys, window, places)[:, None, ...]  # [B, 1, T, S]
     scores = tap("scores", xp.where(visible, scores, NEGATIVE_INFINITY))
     pattern = tap("pattern", ops.softmax(scores))
     mixed = xp.matmul(xp.reshape(pattern, (batch, kv_heads, -1, keys)), value)  # [B, K, G * T, N]

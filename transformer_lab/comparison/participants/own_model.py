@@ -126,14 +126,11 @@ class OwnModel:
         batch, capacity = 1 + len(self.feeding.beside), max(piece.reach for piece in pieces)
         for layer, (block, run) in enumerate(zip(params["blocks"], self._blocks, strict=True)):
             # Only this layer's cache is held: pieces meet nothing of another layer's.
-            cache = policy.allocate(ops, config, batch, capacity)[layer] if len(pieces) > 1 else None
+            cache = policy.of_block(ops, config.blocks[layer], batch, capacity) if len(pieces) > 1 else None
             found = []
-            for place, piece in enumerate(pieces):
-                used = None if cache is None else policy.first(ops, [cache], piece.reach)[0]
+            for place in range(len(pieces)):
                 here = tokens[place]._replace(angles=angles[place][layer])
-                streams[place], written, taps = run(block, streams[place], here, used)
-                if not ops.in_place:
-                    cache = written
+                streams[place], cache, taps = run(block, streams[place], here, cache)
                 found.append(taps)
             yield from self._joined(found, pieces, config.blocks[layer].taps, length, f"blocks.{layer}.")
         found = [self._read_out(params, x) for x in streams]

@@ -236,9 +236,10 @@ def attention(
     scale: float,
     window: int | None = None,
     tap: Any = manual.identity,
+    places: np.ndarray | None = None,
 ) -> Bounded:
     """Scores, pattern and mixture, each with its bound: shapes as in `manual.attention`."""
-    visible = manual.visible_keys(reading, start, query.shape[2], key.shape[2], window)[:, None]
+    visible = manual.visible_keys(reading, start, query.shape[2], key.shape[2], window, places)[:, None]
     pattern = tap("pattern", softmax(reading, tap("scores", scores(reading, query, key, visible, scale))))
     return mix(reading, pattern, value)
 

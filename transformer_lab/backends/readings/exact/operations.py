@@ -264,6 +264,7 @@ def attention(
     scale: float,
     window: int | None = None,
     tap: Any = identity,
+    places: Any = None,
 ) -> Any:
     """Scores, pattern and the mixed values are each rounded; shapes as in `manual.attention`.
 
@@ -281,10 +282,11 @@ def attention(
     blocks = []
     for first in range(0, queries, step):
         count = min(step, queries - first)
-        seen = keys - queries + first + count  # start + T <= S always holds, so no query of this block sees further
+        # start + T <= S always holds, so no query of this block sees further, if keys lie in the order of positions
+        seen = keys if places is not None else keys - queries + first + count
         rows = xp.reshape(query[:, :, first : first + count, :], (batch * kv_heads, -1, size))
         scores = xp.reshape(products(ops, rows, by_key, scale, outputs=seen), (batch, heads, count, seen))
-        visible = visible_keys(ops, start + first, count, seen, window)[:, None, ...]
+        visible = visible_keys(ops, start + first, count, seen, window, places)[:, None, ...]
         scores = tap("scores", xp.where(visible, scores, NEGATIVE_INFINITY))
         pattern = tap("pattern", softmax(ops, scores))
         mixed = products(ops, xp.reshape(pattern, (batch * kv_heads, -1, seen)), by_place)

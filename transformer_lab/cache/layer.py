@@ -1,0 +1,45 @@
+"""What a layer's cache is given by attention, and what attention may then see. It knows no policy."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NOWHERE = 1 << 30  # the position of a slot that holds no key: no query comes so far
+
+
+class Fresh(NamedTuple):
+    """What the tokens of a pass bring: query [B, H, T, N], key and value [B, K, T, N].
+
+    turned_by: turns what stands at positions by their angles, x, (cos, sin) -> x, where a key is turned (rotary
+    positions); else None. unturned: the keys before that.
+    """
+
+    query: Any
+    key: Any
+    value: Any
+    unturned: Any
+    turned_by: Callable[[Any, tuple[Any, Any]], Any] | None = None
+
+
+class Seen(NamedTuple):
+    """All that attention may read: keys and values [B, K, S, N], of slots at positions places [B, S].
+
+    None: slot s holds the key of position s. The one rule of visible keys does the rest (`visible_keys`).
+    """
+
+    keys: Any
+    values: Any
+    places: Any = None
+
+
+def filled(ops: Any, start: Any, tokens: int, capacity: int) -> int:
+    """How many slots from the first are in use after `tokens` more from start [B]: all, where shapes are compiled."""
+    return min(int(np.max(ops.to_numpy(start))) + tokens, capacity) if ops.in_place else capacity
+
+
+def last_place(ops: Any, tokens: Any) -> Any:
+    """[B], the position of the last token of this pass that is no padding; start - 1 if there is none."""
+    if tokens.real is None:
+        return tokens.start + (tokens.positions.shape[1] - 1)
+    return tokens.start + ops.xp.sum(ops.cast(tokens.real, tokens.start.dtype), axis=-1) - 1
