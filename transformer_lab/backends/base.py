@@ -263,7 +263,7 @@ class Backend(metaclass=ReadBackend):
         raise NotImplementedError
 
     def put(self, target: Any, index: Any, update: Any) -> Any:
-        """target[index] = update, for an index of slices and numbers. Consumes target."""
+        """target[index] = update, for an index of slices, numbers and arrays of integers. Consumes target."""
         target[index] = update
         return target
 

@@ -1,5 +1,6 @@
 """The contiguous cache that grows with the text, by half each time. `cache=growing` builds it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,20 +11,20 @@ from transformer_lab.model.limits import LIMITS, require_whole
 
 @dataclass(frozen=True)
 class Growing(Contiguous):
-    """Room for `begin` tokens at first, and half as much again whenever it is full: what is held is at most 1.5 times
+    """Room for `room` tokens at first, and half as much again whenever it is full: what is held is at most 1.5 times
     what is needed, save while it is copied. Where shapes are compiled it grows from bucket to bucket, each a
     compilation. For texts that mostly end long before the most they may have."""
 
-    begin: int = 64
+    room: int = 64
 
     def __post_init__(self) -> None:
-        require_whole("cache.begin", self.begin, LIMITS["context_length"])
+        require_whole("cache.room", self.room, LIMITS["context_length"])
 
     def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> ContiguousLayer:
-        return super().layer(ops, attention, batch, min(self.begin, capacity))
+        return super().layer(ops, attention, batch, min(self.room, capacity))
 
-    def ready(self, ops: Any, cache: Any, length: int, most: int) -> Any:
-        return [self._grown(ops, layer, length, most) for layer in cache]
+    def ready(self, ops: Any, cache: Any, lengths: Sequence[int], reach: int, most: int) -> Any:
+        return [self._grown(ops, layer, reach, most) for layer in cache]
 
     def _grown(self, ops: Any, layer: Any, length: int, most: int) -> Any:
         if isinstance(layer, Marked):

@@ -1,5 +1,6 @@
 """What every policy of a cache is asked for, and what it promises."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from transformer_lab.cache.marked import Marked
@@ -14,6 +15,7 @@ class CachePolicy:
     """
 
     contract: ClassVar[str] = "exact"
+    chunk: int | None = None  # at whose multiples prompts are cut into passes; None: a prompt is one pass
 
     def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> Any:
         """The empty cache of one layer: a NamedTuple of arrays, whose `update(ops, fresh, tokens)` gives (the new
@@ -29,7 +31,26 @@ class CachePolicy:
         """The empty caches of all layers."""
         return [self.of_block(ops, block, batch, capacity) for block in config.blocks]
 
-    def ready(self, ops: Any, cache: Any, length: int, most: int) -> Any:
-        """The cache with room for positions below `length`, before a pass that writes so far; `cache` is consumed.
-        most: the capacity that was asked for."""
+    # A generation is run by these. What `begin` gives is the policy's own; what `ready` gives is what a pass takes.
+
+    def memory(self, ops: Any, config: ModelConfig) -> Any:
+        """What outlives a generation, of one model; None if nothing does."""
+        return None
+
+    def begin(
+        self, memory: Any, ops: Any, config: ModelConfig, rows: Sequence[Sequence[int]], capacity: int
+    ) -> tuple[Any, list[int]]:
+        """(the cache of these rows of token ids, how many first tokens of each are in it already). None: no cache."""
+        return self.allocate(ops, config, len(rows), capacity), [0] * len(rows)
+
+    def ready(self, ops: Any, cache: Any, lengths: Sequence[int], reach: int, most: int) -> Any:
+        """The caches of all layers for a pass that brings every row to so many tokens, and writes padding up to the
+        position `reach`; it consumes them. most: the capacity that was asked for."""
         return cache
+
+    def keep(self, cache: Any, written: Any) -> Any:
+        """The cache after a pass, which left the layers like this."""
+        return written
+
+    def end(self, cache: Any, rows: Sequence[Sequence[int]]) -> None:
+        """The generation is over. rows: the tokens of which keys and values are in the cache."""

@@ -17,11 +17,13 @@ class Engine:
     """The compiled functions of a model: ops, its configuration, its parameters and its cache policy."""
 
     def __init__(self, ops: Any, config: ModelConfig, params: Any, policy: Any) -> None:
-        self.ops, self.config, self.params, self.policy = ops, config, params, policy
+        self.ops, self.config, self.policy = ops, config, policy
+        self.take(params)
 
         def extend(params: Any, token_ids: Any, start: Any, last: Any, cache: Any) -> tuple[Any, Any]:
             """Feeds token_ids [B, T] from positions start [B]; -> (logits [B, V] after each row's `last`, cache)."""
-            logits, cache = forward(ops, config, params, token_ids, start, cache, logits_at=last, lengths=last + 1)
+            at = ops.xp.clip(last, 0, None)  # of a row that brings nothing, -1
+            logits, cache = forward(ops, config, params, token_ids, start, cache, logits_at=at, lengths=last + 1)
             return logits[:, 0, :], cache
 
         def greedy(params: Any, token: Any, start: Any, cache: Any, found: Any, scores: Any, count: Any) -> Any:
@@ -48,6 +50,10 @@ class Engine:
         self.extend = ops.compile(extend, donate=(4,))
         self.greedy = ops.compile(greedy, donate=(3, 4, 5))
 
+    def take(self, params: Any) -> None:
+        """These parameters from now on; what was kept of texts belongs to those before."""
+        self.params, self.memory = params, self.policy.memory(self.ops, self.config)
+
     def begin(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> "Sequences":
         """Runs the prompts and makes room for new_tokens more of each."""
         return Sequences(self, prompts, new_tokens)
@@ -56,14 +62,20 @@ class Engine:
 class Sequences:
     """Rows under way. `logits` [B, V] (NumPy) are those of each row's next token, after the prompt and each `feed`."""
 
+    logits: np.ndarray
+
     def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
         ops, config = engine.ops, engine.config
         self.engine = engine
         self.rows = [list(prompt) for prompt in prompts]
         longest = max(len(row) for row in self.rows)
         self.capacity = ops.bucket(min(longest + new_tokens, config.context_length), config.context_length)
-        self.cache = engine.policy.allocate(ops, config, len(self.rows), self.capacity)
-        self._run([row[:] for row in self.rows], [0] * len(self.rows))
+        self.cache, known = engine.policy.begin(engine.memory, ops, config, self.rows, self.capacity)
+        try:
+            self._run_prompts(known)
+        except BaseException:
+            self.end()
+            raise
 
     def feed(self, tokens: Sequence[int]) -> None:
         """Appends one token to each row."""
@@ -75,6 +87,26 @@ class Sequences:
         else:
             self._run([[token] for token in tokens], starts)
 
+    def end(self) -> None:
+        """Gives back what the cache holds; nothing can be fed any more."""
+        if self.cache is not None:
+            self.engine.policy.end(self.cache, self.rows)
+            self.cache = None
+
+    def _run_prompts(self, known: Sequence[int]) -> None:
+        """known: how many tokens of each row are in the cache already. A row that has come to its end waits."""
+        done, chunk = list(known), self.engine.policy.chunk or self.capacity
+        found: dict[int, np.ndarray] = {}
+        while len(found) < len(self.rows):
+            ends = [min(len(row), (first // chunk + 1) * chunk) for row, first in zip(self.rows, done, strict=True)]
+            pieces = [row[first:end] for row, first, end in zip(self.rows, done, ends, strict=True)]
+            self._run(pieces, [first if piece else 0 for piece, first in zip(pieces, done, strict=True)])
+            for row, piece in enumerate(pieces):
+                if piece and ends[row] == len(self.rows[row]):
+                    found[row] = self.logits[row]
+            done = ends
+        self.logits = np.stack([found[row] for row in range(len(self.rows))])
+
     def _run(self, pieces: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
         ops, limit = self.engine.ops, self.engine.config.context_length
         longest = max(len(piece) for piece in pieces)
@@ -83,15 +115,21 @@ class Sequences:
         for row, piece in enumerate(pieces):
             padded[row, : len(piece)] = piece
         arguments = [ops.asarray(x) for x in (padded, np.array(starts), np.array([len(p) - 1 for p in pieces]))]
-        self._make_ready(max(starts) + width)
-        logits, self.cache = self.engine.extend(self.engine.params, *arguments, self.cache)
+        lengths = [start + len(piece) for start, piece in zip(starts, pieces, strict=True)]
+        ready = self._ready(lengths, max(starts) + width)
+        logits, written = self.engine.extend(self.engine.params, *arguments, ready)
+        self._keep(written)
         self.logits = ops.to_numpy(logits)
 
-    def _make_ready(self, length: int) -> None:
-        """The cache has room for all positions below `length`, as far as there are so many."""
+    def _ready(self, lengths: Sequence[int], reach: int) -> Any:
+        """What a pass is given that writes so many tokens of each row, and padding up to the position `reach`."""
+        if self.cache is None:
+            return None
+        return self.engine.policy.ready(self.engine.ops, self.cache, lengths, reach, self.capacity)
+
+    def _keep(self, written: Any) -> None:
         if self.cache is not None:
-            ops, most = self.engine.ops, self.capacity
-            self.cache = self.engine.policy.ready(ops, self.cache, min(length, most), most)
+            self.cache = self.engine.policy.keep(self.cache, written)
 
     def greedy(self, tokens: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
         """Appends a token to each row, and then `count` times the likeliest, in one call of the backend.
@@ -101,17 +139,19 @@ class Sequences:
         """
         ops, engine = self.engine.ops, self.engine
         starts = ops.asarray(np.array([len(row) for row in self.rows]))
-        self._make_ready(max(len(row) for row in self.rows) + ops.steps_per_call)
+        lengths = [len(row) + count for row in self.rows]
+        ready = self._ready(lengths, max(lengths))
         blank = np.zeros((len(tokens), ops.steps_per_call))
-        self.cache, found, scores = engine.greedy(
+        written, found, scores = engine.greedy(
             engine.params,
             ops.asarray(np.array(tokens)),
             starts,
-            self.cache,
+            ready,
             ops.asarray(blank, ops.index_dtype),
             ops.asarray(blank),
             ops.asarray(np.array(count)),
         )
+        self._keep(written)
         ids, log_probabilities = ops.to_numpy(found)[:, :count], ops.to_numpy(scores)[:, :count]
         for row, token, chosen in zip(self.rows, tokens, ids.tolist(), strict=True):
             row.extend([token, *chosen[:-1]])

@@ -21,6 +21,12 @@ class Decoding:
         limit = max(row.limit for row in self.rows)
         self._mark(0)
         sequences = self.engine.begin([row.prompt for row in self.rows], limit)
+        try:
+            yield from self._continue(sequences, limit)
+        finally:  # also if nobody wants the rest
+            sequences.end()
+
+    def _continue(self, sequences: Sequences, limit: int) -> Iterator[list[str]]:
         tokens, pieces = self._choose(sequences)
         self._mark(sum(len(row.prompt) for row in self.rows))
         yield pieces

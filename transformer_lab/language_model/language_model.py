@@ -191,7 +191,8 @@ class LanguageModel:
 
     def replace_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
         """New values of every parameter: dotted name -> NumPy array, kernels [in, out]. What is compiled stays."""
-        self.params = self.engine.params = placed(self.config, self.backend, arrays)
+        self.params = placed(self.config, self.backend, arrays)
+        self.engine.take(self.params)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes config.json, model.safetensors and the tokenizer's files, which transformers loads too.

@@ -46,7 +46,7 @@ def forward(
     noise: layer -> [B, T, N], of the layers whose router wants some, in training; None elsewhere.
     Rows of unequal lengths are padded on the right with any id: what is padded is never visible to what is not.
     """
-    tokens = tokens_of(ops, token_ids, start, lengths)
+    tokens = tokens_of(ops, token_ids, start, lengths, config.context_length)
     x, angles = embedding(ops, config, params, tokens, tap)
     layers = []
     for layer, (block, weights) in enumerate(zip(config.blocks, params["blocks"], strict=True)):

@@ -19,8 +19,12 @@ class Tokens(NamedTuple):
     noise: Any = None
 
 
-def tokens_of(ops: Any, ids: Any, start: Any, lengths: Any = None) -> Tokens:
-    """ids [B, T] at positions start [B] onward. lengths [B]: how many of each row are no padding."""
+def tokens_of(ops: Any, ids: Any, start: Any, lengths: Any = None, most: int | None = None) -> Tokens:
+    """ids [B, T] at positions start [B] onward. lengths [B]: how many of each row are no padding. most: positions that
+    there are; padding that would be behind the last stays on it."""
     places = ops.xp.arange(ids.shape[1], dtype=start.dtype, device=ops.array_device)
     real = None if lengths is None else places[None, :] < lengths[:, None]
-    return Tokens(ids, start, start[:, None] + places, real)
+    positions = start[:, None] + places
+    if real is not None and most is not None:
+        positions = ops.xp.clip(positions, None, most - 1)
+    return Tokens(ids, start, positions, real)

@@ -218,6 +218,9 @@ class ExactReading:
             Recorded.refuse("slice_update; train without a cache")
         return self.wrapped(self.inner.slice_update(raw(target), raw(update), start, axis))
 
+    def put(self, target: Any, index: Any, update: Any) -> Any:
+        return self.wrapped(self.inner.put(raw(target), index, raw(update)))
+
     def scatter_add(self, target: Any, index: Any, update: Any) -> Any:
         """The sum of what comes to one row is rounded once, and once more when it is added to the target's."""
         if isinstance(update, Recorded) or isinstance(target, Recorded):
