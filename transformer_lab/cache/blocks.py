@@ -43,7 +43,7 @@ class Blocks:
         """A block for one holder: `near` if it is free, or else the first free one that begins a run, or a kept one.
 
         Rows whose blocks lie one behind the other are read without a copy; that is all that `near` is for. Raises
-        IndexError if nothing is available.
+        KeyError if nothing is available.
         """
         if near in self._free:
             block = near
