@@ -8,12 +8,15 @@ from transformer_lab.cache.contiguous import Contiguous
 from transformer_lab.cache.growing import Growing
 from transformer_lab.cache.paged import Paged
 from transformer_lab.cache.prefix import Prefix
+from transformer_lab.cache.window import Window
 
 POLICIES = {
     "contiguous": Contiguous(),
     "growing": Growing(4),
     "paged": Paged(4),
     "prefix": Prefix(4),
+    "window": Window(),
+    "window with slack": Window(slack=6),
 }
 
 

@@ -129,14 +129,15 @@ class SoftmaxAttention:
             turn = partial(self.position.turn, ops)
             query, key = turn(query, tokens.angles), turn(key, tokens.angles)
         query, key, value = tap("q", query), tap("k", key), tap("v", value)
-        start, places = tokens.start, None
+        start, window, places = tokens.start, self.window, None
         if cache is not None:
-            cache, (key, value, places) = cache.update(ops, Fresh(query, key, value, unturned, turn), tokens)
+            cache, seen = cache.update(ops, Fresh(query, key, value, unturned, turn), tokens)
+            key, value, places, window = seen.keys, seen.values, seen.places, seen.window or window
         if self.cap is None and not self.sinks and not hasattr(self.position, "bias"):
             elsewhere = {} if places is None else {"places": places}
-            mixed = ops.attention(query, key, value, start, self.scale, self.window, tap, **elsewhere)  # [B, H, T, N]
+            mixed = ops.attention(query, key, value, start, self.scale, window, tap, **elsewhere)  # [B, H, T, N]
         else:
-            mixed = written_out(ops, self, query, key, value, start, params.get("sinks"), tap, places)
+            mixed = written_out(ops, self, query, key, value, start, window, params.get("sinks"), tap, places)
         mixed = xp.reshape(xp.permute_dims(mixed, (0, 2, 1, 3)), (batch, length, heads * self.head_size))
         return tap("out", ops.linear(mixed, params["out"]["kernel"], params["out"].get("bias"))), cache
 

@@ -16,13 +16,15 @@ def written_out(
     key: Any,
     value: Any,
     start: Any,
+    window: int | None,
     sinks: Any,
     tap: Callable[[str, Any], Any],
     places: Any = None,
 ) -> Any:
     """Shapes as in the operation: query [B, H, T, N], key and value [B, K, S, N], start [B] -> [B, H, T, N].
 
-    part: a `SoftmaxAttention`, for its scale, cap, window and position. sinks: [H] or None.
+    part: a `SoftmaxAttention`, for its scale, cap and position. window: how many keys a query sees, or None. sinks: [H]
+    or None. places: the position of each key [B, S], if it is not s.
     """
     xp = ops.xp
     batch, heads, queries, size = query.shape
@@ -33,7 +35,7 @@ def written_out(
         scores = xp.tanh(scores / part.cap) * part.cap
     if hasattr(part.position, "bias"):
         scores = scores + part.position.bias(ops, heads, keys, places)
-    visible = visible_keys(ops, start, queries, keys, part.window, places)[:, None, ...]  # [B, 1, T, S]
+    visible = visible_keys(ops, start, queries, keys, window, places)[:, None, ...]  # [B, 1, T, S]
     scores = tap("scores", xp.where(visible, scores, NEGATIVE_INFINITY))
     if sinks is None:
         pattern = ops.softmax(scores)

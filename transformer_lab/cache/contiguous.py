@@ -35,6 +35,6 @@ class Contiguous(CachePolicy):
 
     stored: ClassVar[type] = Whole  # how numbers are kept
 
-    def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> ContiguousLayer:
+    def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> Any:
         shape = (batch, attention.num_kv_heads, capacity, attention.head_size)
         return ContiguousLayer(self.stored.empty(ops, shape), self.stored.empty(ops, shape))  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ class Growing(Contiguous):
     def __post_init__(self) -> None:
         require_whole("cache.room", self.room, LIMITS["context_length"])
 
-    def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> ContiguousLayer:
+    def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> Any:
         return super().layer(ops, attention, batch, min(self.room, capacity))
 
     def ready(self, ops: Any, cache: Any, lengths: Sequence[int], reach: int, most: int) -> Any:

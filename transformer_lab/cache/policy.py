@@ -1,7 +1,7 @@
 """What every policy of a cache is asked for, and what it promises."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from transformer_lab.cache.marked import Marked
 from transformer_lab.model.config import ModelConfig
@@ -14,8 +14,14 @@ class CachePolicy:
     the rounding of other shapes), "bounded" (each stored number is off by at most what `rounding` says) or "lossy".
     """
 
-    contract: ClassVar[str] = "exact"
-    chunk: int | None = None  # at whose multiples prompts are cut into passes; None: a prompt is one pass
+    @property
+    def contract(self) -> str:
+        return "exact"
+
+    @property
+    def chunk(self) -> int | None:
+        """At whose multiples prompts are cut into passes; None: a prompt is one pass."""
+        return None
 
     def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> Any:
         """The empty cache of one layer: a NamedTuple of arrays, whose `update(ops, fresh, tokens)` gives (the new
