@@ -129,15 +129,17 @@ class SoftmaxAttention:
             turn = partial(self.position.turn, ops)
             query, key = turn(query, tokens.angles), turn(key, tokens.angles)
         query, key, value = tap("q", query), tap("k", key), tap("v", value)
-        start, window, places = tokens.start, self.window, None
+        start, window, places, scales = tokens.start, self.window, None, None
         if cache is not None:
             cache, seen = cache.update(ops, Fresh(query, key, value, unturned, turn), tokens)
             key, value, places, window = seen.keys, seen.values, seen.places, seen.window or window
-        if self.cap is None and not self.sinks and not hasattr(self.position, "bias"):
+            scales = seen.scales
+        if self.cap is None and not self.sinks and not hasattr(self.position, "bias") and scales is None:
             elsewhere = {} if places is None else {"places": places}
             mixed = ops.attention(query, key, value, start, self.scale, window, tap, **elsewhere)  # [B, H, T, N]
         else:
-            mixed = written_out(ops, self, query, key, value, start, window, params.get("sinks"), tap, places)
+            learned = params.get("sinks")
+            mixed = written_out(ops, self, query, key, value, start, window, learned, tap, places, scales)
         mixed = xp.reshape(xp.permute_dims(mixed, (0, 2, 1, 3)), (batch, length, heads * self.head_size))
         return tap("out", ops.linear(mixed, params["out"]["kernel"], params["out"].get("bias"))), cache
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from transformer_lab.cache.layer import Fresh, Seen, filled
 from transformer_lab.cache.policy import CachePolicy
-from transformer_lab.cache.stored import Whole, read, written
+from transformer_lab.cache.stored import Whole, first, written
 from transformer_lab.model.tokens import Tokens
 
 
@@ -26,7 +26,8 @@ class ContiguousLayer(NamedTuple):
         keys = written(ops, self.keys, fresh.key, tokens.start)
         values = written(ops, self.values, fresh.value, tokens.start)
         length = filled(ops, tokens.start, fresh.key.shape[2], self.capacity)
-        return ContiguousLayer(keys, values), Seen(read(ops, keys, length), read(ops, values, length))
+        seen = type(keys).seen(ops, first(keys, length), first(values, length), fresh.key.shape[2])
+        return ContiguousLayer(keys, values), seen
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,15 @@ class Seen(NamedTuple):
     """All that attention may read: keys and values [B, K, S, N], of slots at positions places [B, S].
 
     None: slot s holds the key of position s. The one rule of visible keys does the rest (`visible_keys`). window: how
-    many of them a query sees, its own included, where the cache says so and not the model.
+    many of them a query sees, its own included, where the cache says so and not the model. scales: of keys and values,
+    each [B, K, S, 1], by which they are yet to be multiplied; None: they are whole.
     """
 
     keys: Any
     values: Any
     places: Any = None
     window: int | None = None
+    scales: tuple[Any, Any] | None = None
 
 
 def filled(ops: Any, start: Any, tokens: int, capacity: int) -> int:
