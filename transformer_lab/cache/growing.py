@@ -6,6 +6,7 @@ from typing import Any
 
 from transformer_lab.cache.contiguous import Contiguous, ContiguousLayer
 from transformer_lab.cache.marked import Marked
+from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.limits import LIMITS, require_whole
 
 
@@ -20,21 +21,23 @@ class Growing(Contiguous):
     def __post_init__(self) -> None:
         require_whole("cache.room", self.room, LIMITS["context_length"])
 
-    def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> Any:
-        return super().layer(ops, attention, batch, min(self.room, capacity))
+    def begin(
+        self, memory: Any, ops: Any, config: ModelConfig, rows: Sequence[Sequence[int]], capacity: int
+    ) -> tuple[Any, list[int]]:
+        return self.allocate(ops, config, len(rows), min(self.room, capacity)), [0] * len(rows)
 
     def ready(self, ops: Any, cache: Any, lengths: Sequence[int], reach: int, most: int) -> Any:
         return [self._grown(ops, layer, reach, most) for layer in cache]
 
     def _grown(self, ops: Any, layer: Any, length: int, most: int) -> Any:
-        if isinstance(layer, Marked):
-            return layer._replace(layer=self._grown(ops, layer.layer, length, most))
-        if length <= layer.capacity:
+        inner = layer.layer if isinstance(layer, Marked) else layer
+        if length <= inner.capacity:
             return layer
-        capacity = ops.bucket(min(max(length, layer.capacity + layer.capacity // 2), most), most)
+        capacity = ops.bucket(min(max(length, inner.capacity + inner.capacity // 2), most), most)
 
-        def longer(array: Any) -> Any:
-            shape = (*array.shape[:2], capacity - array.shape[2], *array.shape[3:])
-            return ops.xp.concat([array, ops.xp.zeros(shape, dtype=array.dtype, device=ops.array_device)], axis=2)
+        def longer(array: Any, axis: int = 2) -> Any:
+            shape = (*array.shape[:axis], capacity - array.shape[axis], *array.shape[axis + 1 :])
+            return ops.xp.concat([array, ops.xp.zeros(shape, dtype=array.dtype, device=ops.array_device)], axis=axis)
 
-        return ContiguousLayer(*(type(stored)(*map(longer, stored)) for stored in layer))
+        grown = ContiguousLayer(*(type(stored)(*map(longer, stored)) for stored in inner))
+        return Marked(longer(layer.chosen, 1), grown) if isinstance(layer, Marked) else grown

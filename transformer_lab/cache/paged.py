@@ -217,5 +217,8 @@ class Paged(CachePolicy):
         cache.keep(written)
         return cache
 
+    def arrays(self, cache: PagedRows) -> Any:
+        return cache.pool.layers
+
     def end(self, cache: PagedRows, rows: Sequence[Sequence[int]]) -> None:
         cache.end()

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from transformer_lab.cache.marked import Marked
 from transformer_lab.model.config import ModelConfig
 
@@ -22,6 +24,19 @@ class CachePolicy:
     def chunk(self) -> int | None:
         """At whose multiples prompts are cut into passes; None: a prompt is one pass."""
         return None
+
+    def rounding(self, x: np.ndarray) -> np.ndarray:
+        """Of a "bounded" one: float64 [..., N] -> an array that broadcasts to it, how far each number may be off when
+        it is read again."""
+        raise NotImplementedError
+
+    def read_again(self, ops: Any, x: Any) -> Any:
+        """Of a "bounded" one: keys or values [B, K, S, N] as they are read again."""
+        raise NotImplementedError
+
+    def arrays(self, cache: Any) -> Any:
+        """The arrays that it holds, nested in lists and tuples."""
+        return cache
 
     def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> Any:
         """The empty cache of one layer: a NamedTuple of arrays, whose `update(ops, fresh, tokens)` gives (the new
