@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from transformer_lab.attention.written_out import written_out
+from transformer_lab.backends.plain.manual import identity
 from transformer_lab.cache.layer import Fresh
 from transformer_lab.errors import ConfigurationError, shown
 from transformer_lab.model.axes import Axis, Shape
@@ -134,12 +135,14 @@ class SoftmaxAttention:
             cache, seen = cache.update(ops, Fresh(query, key, value, unturned, turn), tokens)
             key, value, places, window = seen.keys, seen.values, seen.places, seen.window or window
             scales = seen.scales
+        # Scores of keys that do not lie in the order of their positions would be told of the wrong ones.
+        inside = tap if places is None else identity
         if self.cap is None and not self.sinks and not hasattr(self.position, "bias") and scales is None:
             elsewhere = {} if places is None else {"places": places}
-            mixed = ops.attention(query, key, value, start, self.scale, window, tap, **elsewhere)  # [B, H, T, N]
+            mixed = ops.attention(query, key, value, start, self.scale, window, inside, **elsewhere)  # [B, H, T, N]
         else:
             learned = params.get("sinks")
-            mixed = written_out(ops, self, query, key, value, start, window, learned, tap, places, scales)
+            mixed = written_out(ops, self, query, key, value, start, window, learned, inside, places, scales)
         mixed = xp.reshape(xp.permute_dims(mixed, (0, 2, 1, 3)), (batch, length, heads * self.head_size))
         return tap("out", ops.linear(mixed, params["out"]["kernel"], params["out"].get("bias"))), cache
 
