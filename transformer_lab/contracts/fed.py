@@ -32,7 +32,7 @@ def fed(model: LanguageModel, windows: Windows, prompts: Sequence[int]) -> Fed:
         sequences.feed([ids[place] for ids, place in zip(windows, at, strict=True)])
         found.append(np.array(sequences.logits))
     held = model.engine.policy.arrays(sequences.cache)
-    size = _bytes(model.backend, held)
+    size = held_bytes(model.backend, held)
     sequences.end()
     each = np.stack(found, axis=1)
     lengths = [len(ids) - prompt + 1 for ids, prompt in zip(windows, prompts, strict=True)]
@@ -44,9 +44,9 @@ def uncached(model: LanguageModel, ids: Sequence[int], prompt: int) -> np.ndarra
     return np.asarray(model.logits(ids)[0, prompt - 1 :])
 
 
-def _bytes(ops: Any, held: Any) -> int:
+def held_bytes(ops: Any, held: Any) -> int:
     if held is None:
         return 0
     if isinstance(held, (list, tuple)):
-        return sum(_bytes(ops, one) for one in held)
+        return sum(held_bytes(ops, one) for one in held)
     return int(ops.to_numpy(held).nbytes)
