@@ -132,7 +132,8 @@ class SoftmaxAttention:
         query, key, value = tap("q", query), tap("k", key), tap("v", value)
         start, window, places, scales = tokens.start, self.window, None, None
         if cache is not None:
-            cache, seen = cache.update(ops, Fresh(query, key, value, unturned, turn), tokens)
+            fresh = Fresh(query, key, value, unturned, turn, self.scale, self.cap)
+            cache, seen = cache.update(ops, fresh, tokens)
             key, value, places, window = seen.keys, seen.values, seen.places, seen.window or window
             scales = seen.scales
         # Scores of keys that do not lie in the order of their positions would be told of the wrong ones.

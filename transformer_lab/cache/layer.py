@@ -12,7 +12,7 @@ class Fresh(NamedTuple):
     """What the tokens of a pass bring: query [B, H, T, N], key and value [B, K, T, N].
 
     turned_by: turns what stands at positions by their angles, x, (cos, sin) -> x, where a key is turned (rotary
-    positions); else None. unturned: the keys before that.
+    positions); else None. unturned: the keys before that. scale, cap: of the scores, as attention has them.
     """
 
     query: Any
@@ -20,6 +20,8 @@ class Fresh(NamedTuple):
     value: Any
     unturned: Any
     turned_by: Callable[[Any, tuple[Any, Any]], Any] | None = None
+    scale: float = 1.0
+    cap: float | None = None
 
 
 class Seen(NamedTuple):
