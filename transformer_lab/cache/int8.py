@@ -13,6 +13,7 @@ from transformer_lab.cache.contiguous import Contiguous
 from transformer_lab.cache.layer import Seen
 
 LARGEST = 127
+SMALLEST = 2.0**-126  # scale: the smallest normal number of float32
 
 
 class Int8Rows(NamedTuple):
@@ -31,9 +32,9 @@ class Int8Rows(NamedTuple):
         """scales: the largest of a vector / 127. One number that is not finite makes the whole vector so."""
         xp = ops.xp
         scales = xp.max(xp.abs(x), axis=-1, keepdims=True) / float(LARGEST)
-        steps = xp.round(x / xp.where(scales == 0.0, 1.0, scales))
-        steps = xp.clip(xp.where(steps == steps, steps, 0.0), -float(LARGEST), float(LARGEST))
-        return cls(ops.cast(steps, xp.int8), scales)
+        scales = xp.where(scales < SMALLEST, SMALLEST, scales)  # of smaller ones a quotient could be more than LARGEST
+        steps = xp.round(x / scales)
+        return cls(ops.cast(xp.where(steps == steps, steps, 0.0), xp.int8), scales)
 
     def decode(self, ops: Any) -> Any:
         return ops.cast(self.values, ops.float_dtype) * self.scales
@@ -65,4 +66,4 @@ class Int8(Contiguous):
     def rounding(self, x: np.ndarray) -> np.ndarray:
         """float64 [..., N] -> [..., 1], how far each number may be off when it is read again."""
         largest = np.max(np.abs(np.asarray(x, np.float64)), axis=-1, keepdims=True)
-        return self.epsilon * largest + LARGEST * 2.0**-126  # what is below the smallest normal number may become 0
+        return self.epsilon * largest + LARGEST * SMALLEST  # what is below the smallest normal number may become 0

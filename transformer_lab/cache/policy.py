@@ -22,7 +22,8 @@ class CachePolicy:
 
     @property
     def chunk(self) -> int | None:
-        """At whose multiples prompts are cut into passes; None: a prompt is one pass."""
+        """At whose multiples prompts are cut into passes; None: a prompt is one pass. In such a pass a row that has
+        come to its end is padding from position 0 on, which the policy must not write over what is there."""
         return None
 
     def rounding(self, x: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ text has come, and is stored nowhere.
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from transformer_lab.cache.contiguous import Contiguous
 from transformer_lab.cache.layer import NOWHERE, Fresh, Seen, last_place
 from transformer_lab.model.limits import LIMITS, require_whole
@@ -45,7 +47,10 @@ class RingLayer(NamedTuple):
         index = xp.where(came >= 0, ring + came, slots)[:, None, :, None]
         index = xp.broadcast_to(index, (*self.keys.shape[:3], keys.shape[3]))
         kept = [xp.take_along_axis(array, index, axis=2) for array in (keys, values)]
-        return self._replace(keys=kept[0], values=kept[1]), Seen(keys, values, places, window)
+        layer = self._replace(keys=kept[0], values=kept[1])
+        if ops.in_place and not np.any(ops.to_numpy(tokens.start)):  # nothing was there before, and that is known
+            return layer, Seen(fresh.key, fresh.value, window=window)
+        return layer, Seen(keys, values, places, window)
 
     def _places(self, ops: Any, last: Any) -> Any:
         """[B, R], which position each slot holds when the newest is last [B]; NOWHERE if none."""

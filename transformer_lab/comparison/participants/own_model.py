@@ -179,7 +179,7 @@ class OwnModel:
             self.certificate[prefix + place] = counts
         ops.certificate.places.clear()
         for name in names:  # a compiler may hand out a dictionary sorted by its keys
-            if name not in found[0]:
+            if not all(name in taps for taps in found):  # some caches show fewer once they hold something
                 continue
             axis, *keys = self._axes[prefix + name]
             parts = []
