@@ -130,12 +130,14 @@ class SoftmaxAttention:
             turn = partial(self.position.turn, ops)
             query, key = turn(query, tokens.angles), turn(key, tokens.angles)
         query, key, value = tap("q", query), tap("k", key), tap("v", value)
-        start, window, places, scales = tokens.start, self.window, None, None
+        start, window, places, scales, rotation = tokens.start, self.window, None, None, None
         if cache is not None:
             fresh = Fresh(query, key, value, unturned, turn, self.scale, self.cap)
             cache, seen = cache.update(ops, fresh, tokens)
             key, value, places, window = seen.keys, seen.values, seen.places, seen.window or window
-            scales = seen.scales
+            scales, rotation = seen.scales, seen.rotation
+        if rotation is not None:
+            query = xp.matmul(query, rotation)
         # Scores of keys that do not lie in the order of their positions would be told of the wrong ones.
         inside = tap if places is None else identity
         if self.cap is None and not self.sinks and not hasattr(self.position, "bias") and scales is None:
@@ -144,6 +146,8 @@ class SoftmaxAttention:
         else:
             learned = params.get("sinks")
             mixed = written_out(ops, self, query, key, value, start, window, learned, inside, places, scales)
+        if rotation is not None:
+            mixed = xp.matmul(mixed, rotation)
         mixed = xp.reshape(xp.permute_dims(mixed, (0, 2, 1, 3)), (batch, length, heads * self.head_size))
         return tap("out", ops.linear(mixed, params["out"]["kernel"], params["out"].get("bias"))), cache
 

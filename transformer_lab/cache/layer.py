@@ -29,7 +29,8 @@ class Seen(NamedTuple):
 
     None: slot s holds the key of position s. The one rule of visible keys does the rest (`visible_keys`). window: how
     many of them a query sees, its own included, where the cache says so and not the model. scales: of keys and values,
-    each [B, K, S, 1], by which they are yet to be multiplied; None: they are whole.
+    each [B, K, S, 1], by which they are yet to be multiplied; None: they are whole. rotation [N, N], symmetric and its
+    own inverse: keys and values are multiplied by it, and so must be the queries, and what comes out.
     """
 
     keys: Any
@@ -37,6 +38,7 @@ class Seen(NamedTuple):
     places: Any = None
     window: int | None = None
     scales: tuple[Any, Any] | None = None
+    rotation: Any = None
 
 
 def filled(ops: Any, start: Any, tokens: int, capacity: int) -> int:
