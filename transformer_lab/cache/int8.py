@@ -60,9 +60,6 @@ class Int8(Contiguous):
     def contract(self) -> str:
         return "bounded"
 
-    def read_again(self, ops: Any, x: Any) -> Any:
-        return Int8Rows.encode(ops, x).decode(ops)
-
     def rounding(self, x: np.ndarray) -> np.ndarray:
         """float64 [..., N] -> [..., 1], how far each number may be off when it is read again."""
         largest = np.max(np.abs(np.asarray(x, np.float64)), axis=-1, keepdims=True)

@@ -51,3 +51,19 @@ def last_place(ops: Any, tokens: Any) -> Any:
     if tokens.real is None:
         return tokens.start + (tokens.positions.shape[1] - 1)
     return tokens.start + ops.xp.sum(ops.cast(tokens.real, tokens.start.dtype), axis=-1) - 1
+
+
+def read_by_attention(ops: Any, seen: Seen, length: int) -> list[np.ndarray]:
+    """Keys and values of the first `length` positions, float64 [B, K, length, N]; NaN for what is nowhere."""
+    places, found = None if seen.places is None else np.asarray(ops.to_numpy(seen.places)), []
+    for part, scales in zip((seen.keys, seen.values), seen.scales or (None, None), strict=True):
+        numbers = np.asarray(ops.to_numpy(part), np.float64)
+        numbers = numbers if scales is None else numbers * np.asarray(ops.to_numpy(scales), np.float64)
+        if places is None:
+            found.append(numbers[:, :, :length])
+            continue
+        ordered = np.full((*numbers.shape[:2], length, numbers.shape[3]), np.nan)
+        for row, place in enumerate(places):
+            ordered[row][:, place[place < length]] = numbers[row][:, place < length]
+        found.append(ordered)
+    return found

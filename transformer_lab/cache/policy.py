@@ -31,10 +31,6 @@ class CachePolicy:
         it is read again."""
         raise NotImplementedError
 
-    def read_again(self, ops: Any, x: Any) -> Any:
-        """Of a "bounded" one: keys or values [B, K, S, N] as they are read again."""
-        raise NotImplementedError
-
     def arrays(self, cache: Any) -> Any:
         """The arrays that it holds, nested in lists and tuples."""
         return cache

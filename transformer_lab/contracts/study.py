@@ -12,19 +12,25 @@ from transformer_lab.cache.none import NoCache
 from transformer_lab.cache.policy import CachePolicy
 from transformer_lab.comparison.default_prompts import default_prompts
 from transformer_lab.comparison.judging.examination import examine
+from transformer_lab.comparison.judging.generation.uncached import CACHED_SLACK, ROUNDING
 from transformer_lab.comparison.participants.own_model import Feeding, OwnModel
 from transformer_lab.config import component
 from transformer_lab.contracts.fed import Fed, fed, uncached
+from transformer_lab.contracts.read_again import read_again
 from transformer_lab.contracts.report import CacheReport
 from transformer_lab.contracts.statistics import statistics
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
 from transformer_lab.language_model.placing import placed
 from transformer_lab.model.causality import not_in_pieces
+from transformer_lab.model.limits import require_choice, require_coefficient
 from transformer_lab.model.parameters import flatten, shapes
 
 SCHEMA = 1
-EXACT_TOKENS = 96  # of how many exact mode is asked: it takes several times as long
+CONTRACTS = ("exact", "bounded", "lossy")
+# Of how many tokens of a text exact mode is asked, which takes several times as long, and how many of the longest
+# text's last ones it is given one by one; of how many the bounds are.
+EXACT_TOKENS, EXACT_SINGLE, JUDGED_TOKENS = 96, 32, 512
 JUDGED = Feeding(pieces=2, single=4, beside=(5, -3))
 
 
@@ -61,6 +67,9 @@ def verify_cache(
     if isinstance(policy, NoCache):
         message = "cache=none keeps nothing: it is what the others are judged by. Choose another cache."
         raise ConfigurationError(message)
+    require_choice("contract", policy.contract, CONTRACTS)
+    if most_kl is not None:
+        require_coefficient("most_kl", most_kl)
     ours = _over(model, policy)
     windows = _windows(model, texts)
     prompts = [max(1, round(prefill * len(ids))) for ids in windows]
@@ -93,35 +102,45 @@ def verify_cache(
     content["numbers"] = statistics([one.logits[0] for one in alone], whole, targets)
     plain = fed(_over(model, Contiguous()), windows[:1], prompts[:1])
     content["bytes"] = {"cache": alone[0].bytes, "contiguous": plain.bytes}
-    reasons: list[str] = []
+    numbers = content["numbers"]
+    reasons = [] if np.isfinite(numbers["max_abs"]) else ["its logits are not finite numbers"]
+    unjudged: str | None = None
     say(len(windows))
     if policy.contract == "exact":
         content["exact"] = _in_exact_mode(ours, windows)
         reasons += _broken_bits(content["exact"])
     say(len(windows) + 1)
     if policy.contract in ("exact", "bounded"):
-        content["bounds"] = _within_bounds(ours, policy, windows[0])
+        truth = _truth(model)
+        content["bounds"] = _within_bounds(ours, policy, truth, max(windows, key=len)[:JUDGED_TOKENS])
         reasons += _beyond(content["bounds"])
+        unjudged = content["bounds"]["unjudged"]
+        if policy.contract == "exact":
+            content["noise"] = _noise(truth, windows, prompts, whole)
+            if not numbers["max_abs"] <= content["noise"]:
+                off, most = numbers["max_abs"], content["noise"]
+                reasons.append(f"a logit is off by {off:.3g}, where one pass explains {most:.3g}")
     if policy.contract == "bounded":
-        content["stored"] = _stored(ours, policy, windows[0])
+        content["stored"] = read_again(ours, policy, max(windows, key=len)[:JUDGED_TOKENS])
         reasons += _wrongly_stored(content["stored"])
-    if policy.contract == "lossy" and most_kl is not None:
-        numbers = content["numbers"]
+    if most_kl is not None:
         upper = numbers["kl_interval"][1] if numbers["kl_interval"] else numbers["kl"]
         if not upper <= most_kl:
             reasons.append(f"KL {numbers['kl']:.3g} nats (up to {upper:.3g}) is more than {most_kl:g}")
     say(steps)
     measured = policy.contract == "lossy" and most_kl is None
-    content["status"] = "broken" if reasons else "measured" if measured else "holds"
-    content["verdict"] = _verdict(policy.contract, content["status"], reasons, content["numbers"])
+    content["status"] = "broken" if reasons else "not judged" if unjudged else "measured" if measured else "holds"
+    content["verdict"] = _verdict(policy.contract, content["status"], reasons, numbers, unjudged)
     return CacheReport(finite(content))
 
 
-def _verdict(contract: str, status: str, reasons: Sequence[str], numbers: dict[str, Any]) -> str:
+def _verdict(contract: str, status: str, reasons: Sequence[str], numbers: dict[str, Any], unjudged: str | None) -> str:
     if reasons and contract == "lossy":
         return f"The cache is farther off than it may be: {reasons[0]}."
     if reasons:
         return f"The cache breaks its promise ({contract}): {'; '.join(reasons)}."
+    if unjudged:
+        return f"Not judged: {unjudged}."
     if status == "measured":
         return f"The cache is another computation: KL {numbers['kl']:.3g} nats, top-1 {100 * numbers['top_1']:.2f} %."
     return f"The cache keeps its promise ({contract})."
@@ -164,13 +183,21 @@ def _in_exact_mode(model: LanguageModel, windows: Sequence[Sequence[int]]) -> di
     if model.backend.precision == "exact":
         exact = model
     else:
-        exact = _over(model, model.engine.policy, component("backend", model.backend.name, precision="exact"))
+        exact = _over(
+            model,
+            model.engine.policy,
+            component("backend", model.backend.name, precision="exact", device=model.backend.device),
+        )
     some = [list(ids[:EXACT_TOKENS]) for ids in windows[:3]]
     prompts = [max(1, len(ids) // 2) for ids in some]
+    longest = max(windows, key=len)
+    if len(longest) > EXACT_TOKENS:  # what goes wrong late
+        some.append(list(longest))
+        prompts.append(len(longest) - EXACT_SINGLE)
     expected = [uncached(exact, ids, prompt) for ids, prompt in zip(some, prompts, strict=True)]
     alone = [fed(exact, [ids], [prompt]).logits[0] for ids, prompt in zip(some, prompts, strict=True)]
     again = [fed(exact, [ids], [prompt]).logits[0] for ids, prompt in zip(some, prompts, strict=True)]
-    rows = some if len(some) > 1 else [some[0], some[0][: max(2, len(some[0]) // 2)]]
+    rows = some[:3] if len(some) > 1 and len(windows) > 1 else [some[0], some[0][: max(2, len(some[0]) // 2)]]
     cut = [max(1, len(ids) // 2) for ids in rows]
     together = fed(exact, rows, cut).logits
     of_rows = [uncached(exact, ids, prompt) for ids, prompt in zip(rows, cut, strict=True)]
@@ -195,21 +222,33 @@ def _broken_bits(found: dict[str, Any]) -> list[str]:
     return [f"{found[name]:,} logits {way} differ in exact mode" for name, way in ways.items() if found[name]]
 
 
-def _within_bounds(model: LanguageModel, policy: CachePolicy, ids: Sequence[int]) -> dict[str, Any]:
-    """{"ratio", "tap"}: the worst operation of a pass in pieces, beside unequal rows, over its bound."""
-    if model.backend.precision == "float64" and model.backend.name == "numpy":
-        truth = OwnModel(model)
-    else:
-        truth = OwnModel(_over(model, Contiguous(), component("backend", "numpy", precision="float64", ops="manual")))
+def _truth(model: LanguageModel) -> LanguageModel:
+    """The same in float64, plainly."""
+    return _over(model, Contiguous(), component("backend", "numpy", precision="float64", ops="manual"))
+
+
+def _noise(truth: LanguageModel, windows: Any, prompts: Sequence[int], whole: Sequence[np.ndarray]) -> float:
+    """How far cached logits may be from those of one pass: as with generations, in units of the largest error that
+    this pass itself has (`comparison/judging/generation/uncached.py`)."""
+    true = [uncached(truth, ids, prompt) for ids, prompt in zip(windows, prompts, strict=True)]
+    own = max(float(np.abs(one - other).max()) for one, other in zip(whole, true, strict=True))
+    return max(CACHED_SLACK * own, ROUNDING["float64"] * max(float(np.abs(one).max()) for one in true))
+
+
+def _within_bounds(
+    model: LanguageModel, policy: CachePolicy, truth: LanguageModel, ids: Sequence[int]
+) -> dict[str, Any]:
+    """{"tokens", "ratio", "tap", "unjudged"}: the worst operation of a pass in pieces, beside unequal rows, over its
+    bound; why some could not be judged, or None."""
     feeding = Feeding(JUDGED.pieces, JUDGED.single, JUDGED.beside, cache=policy)
-    found = examine(OwnModel(model, feeding), truth, [np.asarray(ids[: 2 * EXACT_TOKENS])])
+    found = examine(OwnModel(model, feeding), OwnModel(truth), [np.asarray(ids)])
     worst = found.first_divergence() or found.worst()
     unjudged = found.unjudged()
     return {
+        "tokens": len(ids),
         "ratio": None if worst is None else worst.ratio,
         "tap": None if worst is None else worst.tap,
-        "implausible": found.first_implausible(),
-        "unjudged": None if unjudged is None else list(unjudged),
+        "unjudged": None if unjudged is None else ": ".join(unjudged),
     }
 
 
@@ -217,21 +256,6 @@ def _beyond(found: dict[str, Any]) -> list[str]:
     if found["ratio"] is not None and not found["ratio"] <= 1.0:
         return [f"{found['tap']} is off by {found['ratio']:.3g} times its bound"]
     return []
-
-
-def _stored(model: LanguageModel, policy: Any, ids: Sequence[int]) -> dict[str, Any]:
-    """{"largest", "epsilon", "ratio"}: how far keys and values are off when they are read again."""
-    largest = ratio = 0.0
-    ops = model.backend
-    names = [f"blocks.{layer}.attn.{part}" for layer in range(model.config.num_layers) for part in ("k", "v")]
-    for x in model.record(list(ids), names).values():
-        with ops.scope():
-            again = np.asarray(ops.to_numpy(policy.read_again(ops, ops.asarray(x))), np.float64)
-        x = np.asarray(x, np.float64)
-        off, size = np.abs(again - x), np.abs(x).max(axis=-1, keepdims=True)
-        largest = max(largest, float((off / np.where(size > 0.0, size, 1.0)).max()))
-        ratio = max(ratio, float((off / policy.rounding(x)).max()))
-    return {"largest": largest, "epsilon": policy.epsilon, "ratio": ratio}
 
 
 def _wrongly_stored(found: dict[str, Any]) -> list[str]:

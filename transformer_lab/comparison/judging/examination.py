@@ -32,7 +32,7 @@ ADDITIONS = ("embed", "resid_mid", "resid_post")
 # Of the values: where the likely error is wider than that, too little was shown before it to judge an operation. That
 # of float32 on what was shown is some 1e-7 of them; with kernels of few bits some 1e-2.
 VAGUE, VAGUE_IN_FEW_BITS = 0.01, 0.1
-LIKELY_SHARE = 0.5  # of a step that is rounded to the nearest: what is off by half a step at most is so by a quarter
+READ_ROUNDING = 2.0**-22  # where a cache stores multiples of a scale, it may come later than where it is judged
 FLUSHED = 2.0**-100  # a bound below that is about numbers that are taken for 0
 MASKED = -1e3  # a score that low hides its key as -inf does
 
@@ -207,7 +207,6 @@ class _Judge:
     names: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     since: list[str] = field(default_factory=list)
-    few_bits: bool = False  # a cache stores what is read in fewer bits
 
     def __call__(self, name: str, expected: Any) -> Any:
         self.names.append(name)
@@ -246,9 +245,9 @@ class _Judge:
         # A product that a compiler joined to what follows was not rounded before it: what is shown is.
         shown = self.reading.shown(value, fused=expected.factor)
         otherwise = getattr(self.participant, "read_otherwise", None)
-        if otherwise is not None and (off := otherwise(name, value)) is not None:
-            self.few_bits = True
-            return Bounded(shown.value, (off, LIKELY_SHARE * off), self.reading)
+        if otherwise is not None and (read := otherwise(name, value)) is not None:
+            off = READ_ROUNDING * np.abs(np.asarray(read, np.float64))
+            return Bounded(read, (off, off), self.reading)
         return shown
 
     def _choice(self, name: str, value: np.ndarray, expected: Any, finding: TapFinding) -> Any:
@@ -268,7 +267,7 @@ class _Judge:
         """Why the bound says nothing, or None."""
         if expected.unjudged:
             return expected.unjudged
-        few_bits = self.few_bits or self.reading.levels[0].kernel > 0.0
+        few_bits = self.reading.levels[0].kernel > 0.0
         limit = VAGUE_IN_FEW_BITS if few_bits else VAGUE
         if _size(expected.likely) <= max(limit * _size(expected.value), FLUSHED):
             return None

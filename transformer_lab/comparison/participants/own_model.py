@@ -14,6 +14,7 @@ import numpy as np
 
 from transformer_lab.backends.plain.manual import HIDDEN
 from transformer_lab.cache.contiguous import Contiguous
+from transformer_lab.cache.layer import Fresh, read_by_attention
 from transformer_lab.cache.policy import CachePolicy
 from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
@@ -140,10 +141,19 @@ class OwnModel:
         yield from self._joined(found, pieces, ["final_norm", "logits"], length)
 
     def read_otherwise(self, name: str, value: np.ndarray) -> np.ndarray | None:
-        """How far attention may read each number of this tap otherwise than it is shown, because the cache stores it in
-        fewer bits: an array that broadcasts to value, or None."""
-        stored = name.endswith((".attn.k", ".attn.v")) and self.feeding.cache.contract == "bounded"
-        return self.feeding.cache.rounding(value) if stored else None
+        """What attention reads in place of value [1, K, T, N], keys or values, because the cache stores it in fewer
+        bits; None of other taps and caches."""
+        if not name.endswith((".attn.k", ".attn.v")) or self.feeding.cache.contract != "bounded":
+            return None
+        ops, attention = self.model.backend, self.config.blocks[int(name.split(".")[1])].attention
+        with ops.scope():
+            x = ops.asarray(np.ascontiguousarray(value, dtype=value.dtype))
+            tokens = tokens_of(
+                ops, ops.asarray(np.zeros((1, x.shape[2]), np.int64)), ops.asarray(np.zeros(1, np.int64))
+            )
+            query = ops.zeros((1, attention.num_heads, *x.shape[2:]))
+            layer = self.feeding.cache.layer(ops, attention, 1, x.shape[2])
+            return read_by_attention(ops, layer.update(ops, Fresh(query, x, x, x), tokens)[1], x.shape[2])[0]
 
     def _pieces(self, token_ids: np.ndarray) -> list[Piece]:
         ops, limit, length = self.model.backend, self.model.config.context_length, len(token_ids)
