@@ -30,8 +30,7 @@ FEEDINGS = {
     "unequal": ("cached, between a longer row and a shorter one", UNEQUAL),
     "uncompiled": ("not compiled", Feeding(compiled=False)),
 }
-SWEEPS = (*FEEDINGS, "manual", "threads", "precision")
-KNOWN = (*SWEEPS, "caches")  # which is a sweep over every policy
+SWEEPS = (*FEEDINGS, "caches", "manual", "threads", "precision")
 CHANGES = {"manual": "manual operations", "precision": "other precisions", "threads": "1 thread"}
 
 
@@ -43,7 +42,7 @@ class SweepRow:
     sweep of precisions it is another one. elements, differing: of all taps that both ways show, and how many are not
     equal. max_abs: of the differences, over these taps; logits_max_abs: over the logits alone. ratio, tap: the first
     operation of the changed way that is above its bound, or else its largest ratio. note: why it was not tried.
-    stored_in_fewer_bits: so that it differs in exact mode too, and its bounds are wider.
+    stored_in_fewer_bits: by the cache, so that it differs in exact mode too.
     """
 
     participant: str
@@ -61,10 +60,10 @@ class SweepRow:
 
 
 def require_known(sweeps: Sequence[str]) -> None:
-    """Raises ConfigurationError for a name that is not in KNOWN."""
+    """Raises ConfigurationError for a name that is not in SWEEPS."""
     for name in sweeps:
-        if name not in KNOWN:
-            message = f"There is no sweep {name!r}; choose among {', '.join(KNOWN)}."
+        if name not in SWEEPS:
+            message = f"There is no sweep {name!r}; choose among {', '.join(SWEEPS)}."
             raise ConfigurationError(message)
 
 
