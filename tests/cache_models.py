@@ -78,3 +78,18 @@ def uncached(language_model, prompts, after):
         logits = language_model.logits([*prompt, *more])[0]
         rows.append(logits[len(prompt) - 1 :])
     return np.stack(rows)
+
+
+def decoded(rows, ops, x):
+    """x [B, K, S, N] as it is stored by this class and read again, float64."""
+    with ops.scope():
+        return np.asarray(ops.to_numpy(rows.encode(ops, ops.asarray(x)).decode(ops)), np.float64)
+
+
+def require_bad_vectors_to_stay_so(rows):
+    for bad in (np.nan, np.inf, -np.inf):
+        x = np.ones((1, 1, 2, 4), np.float32)
+        x[0, 0, 0, 1] = bad
+        with np.errstate(invalid="ignore"):
+            found = decoded(rows, component("backend", "numpy"), x)
+        assert not np.isfinite(found[0, 0, 0]).any() and (found[0, 0, 1] == 1.0).all()

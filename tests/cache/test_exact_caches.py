@@ -1,9 +1,12 @@
 """What declares that it is exact: in exact mode cached decoding has the bits of one pass, on every backend."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cache_models import BACKENDS, CONFIGS, CONTEXT, fed, ids, model, uncached
 
+from transformer_lab.block.mixture_of_depths import MixtureOfDepths
 from transformer_lab.cache.contiguous import Contiguous
 from transformer_lab.cache.growing import Growing
 from transformer_lab.cache.paged import Paged
@@ -82,3 +85,13 @@ def test_growing_grows_by_half():
         sequences.feed([token])
         sizes.append(sequences.cache[0].capacity)
     assert sorted(set(sizes)) == [4, 6, 9, 13, 19, 28, 42, 63]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_marks_grow_with_their_block(backend):
+    rotary = CONFIGS["rotary, shared keys"]
+    first = rotary.blocks[0]
+    config = replace(rotary, blocks=(first, MixtureOfDepths(first.attention, first.ffn, first.norm)))
+    prompts, after = [ids(1, 11), ids(2, 3)], [ids(9, 14), ids(10, 14)]
+    found = [fed(model(config, policy, backend), prompts, after) for policy in (Contiguous(), Growing(4))]
+    assert (found[0] == found[1]).all()

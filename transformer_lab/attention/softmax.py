@@ -7,7 +7,6 @@ B batch, T new tokens, D hidden size, H query heads, K key/value heads (H = K * 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 from transformer_lab.attention.written_out import written_out
@@ -125,15 +124,12 @@ class SoftmaxAttention:
             qkv = xp.clip(qkv, -self.clip, self.clip)
         qkv = xp.permute_dims(qkv, (0, 2, 1, 3))  # [B, H + 2 K, T, N]
         query, key, value = qkv[:, :heads, ...], qkv[:, heads:last, ...], qkv[:, last:, ...]
-        unturned, turn = key, None
         if tokens.angles is not None:
-            turn = partial(self.position.turn, ops)
-            query, key = turn(query, tokens.angles), turn(key, tokens.angles)
+            query, key = (self.position.turn(ops, part, tokens.angles) for part in (query, key))
         query, key, value = tap("q", query), tap("k", key), tap("v", value)
         start, window, places, scales, rotation = tokens.start, self.window, None, None, None
         if cache is not None:
-            fresh = Fresh(query, key, value, unturned, turn, self.scale, self.cap)
-            cache, seen = cache.update(ops, fresh, tokens)
+            cache, seen = cache.update(ops, Fresh(query, key, value, self.scale, self.cap), tokens)
             key, value, places, window = seen.keys, seen.values, seen.places, seen.window or window
             scales, rotation = seen.scales, seen.rotation
         if rotation is not None:

@@ -34,8 +34,8 @@ class ContiguousLayer(NamedTuple):
 class Contiguous(CachePolicy):
     """Room for every token of a generation, allocated once."""
 
-    stored: ClassVar[type] = Whole  # how numbers are kept
+    stored: ClassVar[type[Any]] = Whole  # how numbers are kept
 
     def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> Any:
         shape = (batch, attention.num_kv_heads, capacity, attention.head_size)
-        return ContiguousLayer(self.stored.empty(ops, shape), self.stored.empty(ops, shape))  # type: ignore[attr-defined]
+        return ContiguousLayer(self.stored.empty(ops, shape), self.stored.empty(ops, shape))

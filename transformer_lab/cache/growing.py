@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformer_lab.cache.contiguous import Contiguous, ContiguousLayer
+from transformer_lab.cache.layer import longer
 from transformer_lab.cache.marked import Marked
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.limits import LIMITS, require_whole
@@ -34,10 +35,6 @@ class Growing(Contiguous):
         if length <= inner.capacity:
             return layer
         capacity = ops.bucket(min(max(length, inner.capacity + inner.capacity // 2), most), most)
-
-        def longer(array: Any, axis: int = 2) -> Any:
-            shape = (*array.shape[:axis], capacity - array.shape[axis], *array.shape[axis + 1 :])
-            return ops.xp.concat([array, ops.xp.zeros(shape, dtype=array.dtype, device=ops.array_device)], axis=axis)
-
-        grown = ContiguousLayer(*(type(stored)(*map(longer, stored)) for stored in inner))
-        return Marked(longer(layer.chosen, 1), grown) if isinstance(layer, Marked) else grown
+        more = capacity - inner.capacity
+        grown = ContiguousLayer(*(type(stored)(*(longer(ops, x, more, 2) for x in stored)) for stored in inner))
+        return Marked(longer(ops, layer.chosen, more, 1), grown) if isinstance(layer, Marked) else grown

@@ -50,10 +50,9 @@ class Int8Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Int8(Contiguous):
-    """epsilon: how far a stored number may be off, relative to the largest of its vector: half a step of 1 / 127, and
-    the rounding of scale, quotient and product in float32."""
+    """epsilon: half a step of 1 / 127, and the rounding of scale, quotient and product in float32."""
 
-    stored: ClassVar[type] = Int8Rows
+    stored: ClassVar[type[Any]] = Int8Rows
     epsilon: ClassVar[float] = (0.5 + 2.0**-15) / LARGEST
 
     @property
@@ -61,6 +60,4 @@ class Int8(Contiguous):
         return "bounded"
 
     def rounding(self, x: np.ndarray) -> np.ndarray:
-        """float64 [..., N] -> [..., 1], how far each number may be off when it is read again."""
-        largest = np.max(np.abs(np.asarray(x, np.float64)), axis=-1, keepdims=True)
-        return self.epsilon * largest + LARGEST * SMALLEST  # what is below the smallest normal number may become 0
+        return super().rounding(x) + LARGEST * SMALLEST  # what is below the smallest normal number may become 0

@@ -1,6 +1,5 @@
 """What a layer's cache is given by attention, and what attention may then see. It knows no policy."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,15 +10,12 @@ NOWHERE = 1 << 30  # the position of a slot that holds no key: no query comes so
 class Fresh(NamedTuple):
     """What the tokens of a pass bring: query [B, H, T, N], key and value [B, K, T, N].
 
-    turned_by: turns what stands at positions by their angles, x, (cos, sin) -> x, where a key is turned (rotary
-    positions); else None. unturned: the keys before that. scale, cap: of the scores, as attention has them.
+    scale, cap: of the scores, as attention has them.
     """
 
     query: Any
     key: Any
     value: Any
-    unturned: Any
-    turned_by: Callable[[Any, tuple[Any, Any]], Any] | None = None
     scale: float = 1.0
     cap: float | None = None
 
@@ -53,17 +49,7 @@ def last_place(ops: Any, tokens: Any) -> Any:
     return tokens.start + ops.xp.sum(ops.cast(tokens.real, tokens.start.dtype), axis=-1) - 1
 
 
-def read_by_attention(ops: Any, seen: Seen, length: int) -> list[np.ndarray]:
-    """Keys and values of the first `length` positions, float64 [B, K, length, N]; NaN for what is nowhere."""
-    places, found = None if seen.places is None else np.asarray(ops.to_numpy(seen.places)), []
-    for part, scales in zip((seen.keys, seen.values), seen.scales or (None, None), strict=True):
-        numbers = np.asarray(ops.to_numpy(part), np.float64)
-        numbers = numbers if scales is None else numbers * np.asarray(ops.to_numpy(scales), np.float64)
-        if places is None:
-            found.append(numbers[:, :, :length])
-            continue
-        ordered = np.full((*numbers.shape[:2], length, numbers.shape[3]), np.nan)
-        for row, place in enumerate(places):
-            ordered[row][:, place[place < length]] = numbers[row][:, place < length]
-        found.append(ordered)
-    return found
+def longer(ops: Any, array: Any, more: int, axis: int) -> Any:
+    """The array and `more` empty places behind it along this axis."""
+    shape = (*array.shape[:axis], more, *array.shape[axis + 1 :])
+    return ops.xp.concat([array, ops.xp.zeros(shape, dtype=array.dtype, device=ops.array_device)], axis=axis)

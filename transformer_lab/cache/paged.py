@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer_lab.cache.blocks import SCRATCH, Blocks
-from transformer_lab.cache.layer import Fresh, Seen, filled
+from transformer_lab.cache.layer import Fresh, Seen, filled, longer
 from transformer_lab.cache.policy import CachePolicy
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.model.config import ModelConfig
@@ -120,16 +120,7 @@ class Pool:
                 f"{self.most}. Give it more, or run fewer or shorter texts at a time."
             )
             raise ConfigurationError(message)
-        xp, device = self.ops.xp, self.ops.array_device
-        self.layers = [
-            tuple(
-                xp.concat(
-                    [pool, xp.zeros((pool.shape[0], more, *pool.shape[2:]), dtype=pool.dtype, device=device)], axis=1
-                )
-                for pool in layer
-            )
-            for layer in self.layers
-        ]
+        self.layers = [tuple(longer(self.ops, pool, more, 1) for pool in layer) for layer in self.layers]
         self.blocks.add(more)
 
 

@@ -1,11 +1,11 @@
 """What every policy of a cache is asked for, and what it promises."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from transformer_lab.cache.marked import Marked
+from transformer_lab.cache.marked import marked
 from transformer_lab.model.config import ModelConfig
 
 
@@ -14,7 +14,10 @@ class CachePolicy:
 
     contract: "exact" (attention reads what an uncached pass computes: in exact mode the same bits, else the same up to
     the rounding of other shapes), "bounded" (each stored number is off by at most what `rounding` says) or "lossy".
+    epsilon: of a "bounded" one, how far a number may be off, relative to the largest of its vector.
     """
+
+    epsilon: ClassVar[float] = 0.0
 
     @property
     def contract(self) -> str:
@@ -29,7 +32,7 @@ class CachePolicy:
     def rounding(self, x: np.ndarray) -> np.ndarray:
         """Of a "bounded" one: float64 [..., N] -> an array that broadcasts to it, how far each number may be off when
         it is read again."""
-        raise NotImplementedError
+        return self.epsilon * np.max(np.abs(x), axis=-1, keepdims=True)
 
     def arrays(self, cache: Any) -> Any:
         """The arrays that it holds, nested in lists and tuples."""
@@ -42,8 +45,7 @@ class CachePolicy:
 
     def of_block(self, ops: Any, block: Any, batch: int, capacity: int) -> Any:
         """The empty cache of this block."""
-        layer = self.layer(ops, block.attention, batch, capacity)
-        return Marked(ops.zeros((batch, capacity)), layer) if getattr(block, "chooses_tokens", False) else layer
+        return marked(ops, block, self.layer(ops, block.attention, batch, capacity), batch, capacity)
 
     def allocate(self, ops: Any, config: ModelConfig, batch: int, capacity: int) -> list[Any] | None:
         """The empty caches of all layers."""

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer_lab.cache.layer import Fresh, Seen, filled
-from transformer_lab.cache.marked import Marked
+from transformer_lab.cache.layer import Fresh, Seen, filled, longer
+from transformer_lab.cache.marked import marked
 from transformer_lab.cache.policy import CachePolicy
 from transformer_lab.cache.window import Window
 from transformer_lab.errors import ConfigurationError
@@ -58,8 +58,8 @@ class SnapLayer(NamedTuple):
             seen = Seen(fresh.key, fresh.value)
         else:
             first = xp.where(brought > 0, before, slots)
-            keys = ops.slice_update(_longer(ops, self.keys, length), fresh.key, first, axis=2)
-            values = ops.slice_update(_longer(ops, self.values, length), fresh.value, first, axis=2)
+            keys = ops.slice_update(longer(ops, self.keys, length, 2), fresh.key, first, axis=2)
+            values = ops.slice_update(longer(ops, self.values, length, 2), fresh.value, first, axis=2)
             seen = Seen(keys, values, _places(ops, dropped, slots + length))
         count = xp.where(brought > 0, before + brought, 0)
         index = self._kept(ops, fresh, seen.keys, before, count, brought)
@@ -99,11 +99,6 @@ def _brought(ops: Any, tokens: Tokens) -> Any:
 def _places(ops: Any, dropped: Any, slots: int) -> Any:
     """[B, S], as which positions the slots count."""
     return dropped[:, None] + ops.xp.arange(slots, dtype=dropped.dtype, device=ops.array_device)
-
-
-def _longer(ops: Any, array: Any, more: int) -> Any:
-    """The array [B, K, S, N] and `more` empty slots."""
-    return ops.xp.concat([array, ops.zeros((*array.shape[:2], more, array.shape[3]))], axis=2)
 
 
 def _at(ops: Any, array: Any, index: Any) -> Any:
@@ -199,9 +194,8 @@ class SnapKV(CachePolicy):
     ) -> tuple[list[Any], list[int]]:
         batch, after = len(rows), capacity - max(len(row) for row in rows)
         slots = min(self.budget + ops.bucket(after, capacity), capacity)
-        layers = []
-        for block in config.blocks:
-            layer = self.layer(ops, block.attention, batch, capacity, slots)
-            chooses = getattr(block, "chooses_tokens", False)
-            layers.append(Marked(ops.zeros((batch, capacity)), layer) if chooses else layer)
+        layers = [
+            marked(ops, block, self.layer(ops, block.attention, batch, capacity, slots), batch, capacity)
+            for block in config.blocks
+        ]
         return layers, [0] * batch

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from transformer_lab.cache.layer import Fresh, read_by_attention
+from transformer_lab.cache.by_itself import fed_by_itself
 from transformer_lab.cache.policy import CachePolicy
 from transformer_lab.comparison.judging.beside_bounds import difference, ratios
 from transformer_lab.language_model import LanguageModel
-from transformer_lab.model.tokens import tokens_of
 
 SINGLE = 8  # tokens at the end that come one by one
 
@@ -31,21 +30,18 @@ def read_again(model: LanguageModel, policy: CachePolicy, ids: Sequence[int]) ->
                 off, size = difference(again, x[:, :, :length]), np.abs(x[:, :, :length]).max(axis=-1, keepdims=True)
                 largest = max(largest, float(ratios(off, size).max()))
                 ratio = max(ratio, float(ratios(off, bound[:, :, :length]).max()))
-    return {"largest": largest, "epsilon": getattr(policy, "epsilon", None), "ratio": ratio}
+    return {"largest": largest, "epsilon": policy.epsilon, "ratio": ratio}
 
 
 def _passes(ops: Any, policy: CachePolicy, attention: Any, true: Sequence[np.ndarray]) -> Any:
     """After each pass (how many tokens there are, (keys, values) as they are read [2, K, that many, N])."""
-    batch, _, length, size = true[0].shape
+    batch, length = true[0].shape[0], true[0].shape[2]
     single = min(SINGLE, length - 1)
     prompt = max(1, (length - single) // 2)
     cuts = sorted({0, prompt, *range(length - single, length + 1)})
     with ops.scope():
         layer = policy.layer(ops, attention, batch, length)
-        for first, end in pairwise(cuts):
-            key, value = (ops.asarray(np.ascontiguousarray(x[:, :, first:end])) for x in true)
-            query = ops.zeros((batch, attention.num_heads, end - first, size))
-            start = ops.asarray(np.full(batch, first))
-            tokens = tokens_of(ops, ops.asarray(np.zeros((batch, end - first), np.int64)), start)
-            layer, seen = layer.update(ops, Fresh(query, key, value, key), tokens)
-            yield end, read_by_attention(ops, seen, end)
+    for first, end in pairwise(cuts):
+        key, value = (x[:, :, first:end] for x in true)
+        layer, found = fed_by_itself(ops, layer, attention.num_heads, key, value, first)
+        yield end, found

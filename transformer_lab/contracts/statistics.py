@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from transformer_lab.comparison.judging.logits import divergence, log_softmax
+
 BLOCK = 32  # tokens that are drawn together (moving blocks: Kunsch 1989, The Annals of Statistics 17(3))
 DRAWS = 2000
 SHARE = 0.95
@@ -26,8 +28,8 @@ def statistics(cached: Sequence[np.ndarray], whole: Sequence[np.ndarray], target
     """cached, whole: of each window [T + 1, V]; targets: the ids behind all but the last of them [T]. Numbers are
     means over tokens; `kl` is KL(uncached || cached) in nats, `perplexity` a pair, uncached and cached."""
     logits, true = np.concatenate(cached).astype(np.float64), np.concatenate(whole).astype(np.float64)
-    ours, other = _log_softmax(true), _log_softmax(logits)
-    divergence = np.maximum(np.sum(np.exp(ours) * (ours - other), axis=1), 0.0)
+    ours, other = log_softmax(true), log_softmax(logits)
+    lost = divergence(ours, other)
     same = (true.argmax(axis=1) == logits.argmax(axis=1)).astype(np.float64)
     losses = [
         -np.concatenate([row[np.arange(len(ids)), ids] for row, ids in zip(_apart(rows, whole), targets, strict=True)])
@@ -39,9 +41,9 @@ def statistics(cached: Sequence[np.ndarray], whole: Sequence[np.ndarray], target
         "differing": int(np.count_nonzero(apart)),
         "elements": apart.size,
         "max_abs": float(apart.max(initial=0.0)),
-        "kl": float(divergence.mean()),
-        "kl_interval": interval(divergence),
-        "kl_max": float(divergence.max()),
+        "kl": float(lost.mean()),
+        "kl_interval": interval(lost),
+        "kl_max": float(lost.max()),
         "top_1": float(same.mean()),
         "top_1_interval": interval(same),
         "perplexity": [float(np.exp(loss.mean())) for loss in losses] if len(losses[0]) else None,
@@ -52,9 +54,3 @@ def statistics(cached: Sequence[np.ndarray], whole: Sequence[np.ndarray], target
 
 def _apart(rows: np.ndarray, whole: Sequence[np.ndarray]) -> list[np.ndarray]:
     return np.split(rows, np.cumsum([len(one) for one in whole])[:-1])
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return found

@@ -1,6 +1,7 @@
 """`lab.verify_cache`: does a cache keep what it promises?"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -13,7 +14,8 @@ from transformer_lab.cache.policy import CachePolicy
 from transformer_lab.comparison.default_prompts import default_prompts
 from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.judging.generation.uncached import CACHED_SLACK, ROUNDING
-from transformer_lab.comparison.participants.own_model import Feeding, OwnModel
+from transformer_lab.comparison.judging.sweeps import UNEQUAL
+from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.config import component
 from transformer_lab.contracts.fed import Fed, fed, uncached
 from transformer_lab.contracts.read_again import read_again
@@ -31,7 +33,6 @@ CONTRACTS = ("exact", "bounded", "lossy")
 # Of how many tokens of a text exact mode is asked, which takes several times as long, and how many of the longest
 # text's last ones it is given one by one; of how many the bounds are.
 EXACT_TOKENS, EXACT_SINGLE, JUDGED_TOKENS = 96, 32, 512
-JUDGED = Feeding(pieces=2, single=4, beside=(5, -3))
 
 
 def verify_cache(
@@ -179,7 +180,8 @@ def _windows(model: LanguageModel, texts: Any) -> list[list[int]]:
 
 
 def _in_exact_mode(model: LanguageModel, windows: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """{"elements", "differing", "differing_in_batch"}: logits in exact mode, of texts alone and of unequal rows."""
+    """Logits in exact mode: {"elements", and how many differ: "differing" of texts alone, "differing_again" of the same
+    a second time, "differing_in_batch" of unequal rows}."""
     if model.backend.precision == "exact":
         exact = model
     else:
@@ -240,8 +242,7 @@ def _within_bounds(
 ) -> dict[str, Any]:
     """{"tokens", "ratio", "tap", "unjudged"}: the worst operation of a pass in pieces, beside unequal rows, over its
     bound; why some could not be judged, or None."""
-    feeding = Feeding(JUDGED.pieces, JUDGED.single, JUDGED.beside, cache=policy)
-    found = examine(OwnModel(model, feeding), OwnModel(truth), [np.asarray(ids)])
+    found = examine(OwnModel(model, replace(UNEQUAL, cache=policy)), OwnModel(truth), [np.asarray(ids)])
     worst = found.first_divergence() or found.worst()
     unjudged = found.unjudged()
     return {

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from transformer_lab.backends.plain.manual import HIDDEN
+from transformer_lab.cache.by_itself import fed_by_itself
 from transformer_lab.cache.contiguous import Contiguous
-from transformer_lab.cache.layer import Fresh, read_by_attention
 from transformer_lab.cache.policy import CachePolicy
 from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
@@ -147,13 +147,8 @@ class OwnModel:
             return None
         ops, attention = self.model.backend, self.config.blocks[int(name.split(".")[1])].attention
         with ops.scope():
-            x = ops.asarray(np.ascontiguousarray(value, dtype=value.dtype))
-            tokens = tokens_of(
-                ops, ops.asarray(np.zeros((1, x.shape[2]), np.int64)), ops.asarray(np.zeros(1, np.int64))
-            )
-            query = ops.zeros((1, attention.num_heads, *x.shape[2:]))
-            layer = self.feeding.cache.layer(ops, attention, 1, x.shape[2])
-            return read_by_attention(ops, layer.update(ops, Fresh(query, x, x, x), tokens)[1], x.shape[2])[0]
+            layer = self.feeding.cache.layer(ops, attention, 1, value.shape[2])
+        return fed_by_itself(ops, layer, attention.num_heads, value, value, 0)[1][0]
 
     def _pieces(self, token_ids: np.ndarray) -> list[Piece]:
         ops, limit, length = self.model.backend, self.model.config.context_length, len(token_ids)
