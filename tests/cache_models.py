@@ -52,7 +52,8 @@ def arrays_of(config, seed=0):
 
 
 def model(config, cache, backend="numpy", precision="exact", seed=0, ops="fused"):
-    built = component("backend", backend, precision=precision, ops=ops)
+    """backend: a name, or one that is built; then precision and ops are its own."""
+    built = component("backend", backend, precision=precision, ops=ops) if isinstance(backend, str) else backend
     return LanguageModel(built, config, placed(config, built, arrays_of(config, seed)), None, cache)
 
 

@@ -5,10 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cache_models import BACKENDS, CONFIGS, CONTEXT, fed, ids, model, uncached
+from reference_models import deviations
+from tolerances import LOGITS_FLOAT64
+from watchful_backends import PoisoningNumpy, ReadOnlyNumpy, StrictBackend
 
 from transformer_lab.block.mixture_of_depths import MixtureOfDepths
 from transformer_lab.cache.contiguous import Contiguous
 from transformer_lab.cache.growing import Growing
+from transformer_lab.cache.int4 import Int4
+from transformer_lab.cache.int8 import Int8
 from transformer_lab.cache.paged import Paged
 from transformer_lab.cache.prefix import Prefix
 from transformer_lab.cache.window import Window
@@ -53,6 +58,17 @@ def test_on_every_backend(expected, policy, backend):
         built = model(CONFIGS[name], POLICIES[policy], backend)
         prompts, after = [ids(1, 11), ids(2, 3)], [ids(9, 6), ids(10, 6)]
         assert (fed(built, prompts, after) == expected(name, prompts, after)).all()
+
+
+@pytest.mark.parametrize("kind", [ReadOnlyNumpy, PoisoningNumpy, StrictBackend])
+@pytest.mark.parametrize("policy", [*POLICIES.values(), Int8(), Int4(recent=5)], ids=repr)
+def test_watchful_backends_see_nothing_wrong(policy, kind):
+    """What is consumed is not used again, and no more is used than the array API standard has."""
+    prompts, after = [ids(1, 11), ids(2, 3)], [ids(9, 9), ids(10, 9)]
+    config = CONFIGS["two windows and none"]
+    expected = fed(model(config, policy, precision="float64", ops="manual"), prompts, after)
+    found = fed(model(config, policy, kind(precision="float64")), prompts, after)
+    assert deviations(found, expected) < LOGITS_FLOAT64
 
 
 @pytest.mark.parametrize("policy", POLICIES)

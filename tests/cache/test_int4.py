@@ -126,7 +126,7 @@ def once_each(passes, recent, slack, seed=0):
         width = max(lengths)
         key, value = draw.standard_normal((2, rows, 2, width, 12))
         tokens = tokens_of(WIDE, np.zeros((rows, width), np.int64), np.array(starts), np.array(lengths), 64)
-        layer, seen = layer.update(WIDE, Fresh(key, key, value, key), tokens)
+        layer, seen = layer.update(WIDE, Fresh(key, key, value), tokens)
         assert np.allclose(seen.rotation, turn)
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             for place in range(length):

@@ -110,7 +110,7 @@ def beside(policy, backend, lengths, rule=RULE, seed=0):
             width = query.shape[2]
             tokens = tokens_of(ops, *map(ops.asarray, (np.zeros((B, width), int), start, np.array(counts))))
             q, k, v = map(ops.asarray, (query, key, value))
-            layer, seen = layer.update(ops, Fresh(q, k, v, k, None, SCALE), tokens)
+            layer, seen = layer.update(ops, Fresh(q, k, v, SCALE), tokens)
             found = ops.attention(q, seen.keys, seen.values, tokens.start, SCALE, places=seen.places)
             found = np.array(ops.to_numpy(found), np.float64)
             at += counts
@@ -152,7 +152,7 @@ def test_equal_scores_leave_the_earlier():
             layer = SnapKV(**RULE).layer(ops, attention, 1, 20)
             key = ops.asarray(np.broadcast_to(np.array(keys), (1, K, 20, N)).copy())
             tokens = tokens_of(ops, ops.asarray(np.zeros((1, 20), int)), ops.asarray(np.zeros(1, int)))
-            layer, _ = layer.update(ops, Fresh(ops.zeros((1, H, 20, N)), key, key, key), tokens)
+            layer, _ = layer.update(ops, Fresh(ops.zeros((1, H, 20, N)), key, key), tokens)
             assert (ops.to_numpy(layer.keys)[0, 1, :9] == np.array(keys)[[0, 1, 2, 3, 4, 16, 17, 18, 19]]).all()
 
 
@@ -165,7 +165,7 @@ def test_a_cap_counts():
     attention = SimpleNamespace(num_kv_heads=K, head_size=N, window=None, position=None)
     layer = SnapKV(**rule).layer(ops, attention, 1, 20)
     tokens = tokens_of(ops, np.zeros((1, 20), int), np.zeros(1, int))
-    layer, _ = layer.update(ops, Fresh(9.0 * query[:1], key[:1], key[:1], key[:1], None, SCALE, 0.5), tokens)
+    layer, _ = layer.update(ops, Fresh(9.0 * query[:1], key[:1], key[:1], SCALE, 0.5), tokens)
     assert (layer.keys[0, 0, :9] == key[0, 0][sets[0.5]]).all()
 
 
@@ -298,7 +298,7 @@ def test_what_is_refused():
 SOFTMAX = "ops.softmax(xp.where(visible[:, None, ...], scores, -xp.inf))"
 KEPT = "((self.keys, seen.keys), (self.values, seen.values))"
 MISTAKES = {
-    "the observed window is evicted": ("xp.where(there, xp.inf, -1.0)", "xp.where(there, 0.0, -1.0)"),
+    "the observed window is evicted": ("xp.where(past, score, xp.inf)", "xp.where(past, score, 0.0)"),
     "softmax over queries": (
         SOFTMAX,
         "xp.matrix_transpose(ops.softmax(xp.matrix_transpose(xp.where(visible[:, None, ...], scores, -1e9))))",

@@ -84,7 +84,7 @@ class SnapLayer(NamedTuple):
         there = (slots < count[:, None])[:, None, :]
         attended = _attended(ops, fresh, keys, before, brought, min(observed, fresh.key.shape[2]))  # [B, K, G, C]
         score = xp.sum(_pooled(ops, xp.where(past[:, :, None, :], attended, 0.0), pooling), axis=2)  # [B, K, C]
-        score = xp.where(past, score, xp.where(there, xp.inf, -1.0))
+        score = xp.where(there, xp.where(past, score, xp.inf), -1.0)
         _, index = ops.top_k(score, min(budget, room, self.keys.shape[2]))
         return xp.sort(index, axis=-1)
 
