@@ -100,10 +100,8 @@ def _main(words: list[str], debug: bool) -> int:
             composition.show(hydra, words, cfg=flags.cfg, package=flags.package, resolve=flags.resolve, info=flags.info)
             return 0
         multirun = flags.multirun or "hydra.mode=MULTIRUN" in words
-        if multirun:
-            composition.check_sweep(hydra, words, texts)
-        else:
-            composition.check(hydra, words, texts)
+        checked = composition.check_sweep(hydra, words, texts) if multirun else [composition.check(hydra, words, texts)]
+        words = composition.adding(words, {key for _, left_out in checked for key in left_out})
         return composition.run(hydra, words, texts, partial(_run_job, debug=debug), multirun=multirun)
 
 

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformer_lab.config import (
     Settings,
     construct,
     groups,
+    import_target,
     names,
     top_level_keys,
     unknown_choice,
@@ -85,7 +87,7 @@ def compose(words: Sequence[str] = (), config_dir: str | None = None) -> Setting
     """The settings that a command line would give: `compose(["backend=jax", "seed=3"])`, for tests and notebooks."""
     texts, rest = take_free_text(words)
     with opened(config_dir) as hydra:
-        return check(hydra, normalise(rest, extra_groups(config_dir)), texts)
+        return check(hydra, normalise(rest, extra_groups(config_dir)), texts)[0]
 
 
 @contextmanager
@@ -124,14 +126,22 @@ def extra_groups(config_dir: str | None) -> list[str]:
     return sorted(group for group in found if group.split("/")[0] not in (*groups(), "hydra"))
 
 
-def check(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> Settings:
-    """Composes one run without running it: every mistake that the words hold is found here, as a ConfigurationError."""
-    config = _compose(hydra, words)
+def check(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> tuple[Settings, set[str]]:
+    """Composes one run without running it: every mistake that the words hold is found here, as a ConfigurationError.
+
+    Beside the settings: the keys of fields that a part has and its file leaves out, for `adding`.
+    """
+    config, left_out = _compose(hydra, words)
     settings = settings_from(config, config.hydra.runtime.choices, texts)
     _refuse_replaced(settings, words)
     settings.build("job")
     settings.build("sampling")
-    return settings
+    return settings, left_out
+
+
+def adding(words: Sequence[str], keys: set[str]) -> list[str]:
+    """The words with Hydra's `++` before these keys: they need not be there yet."""
+    return [f"++{word.lstrip('+')}" if word.lstrip("+").partition("=")[0] in keys else word for word in words]
 
 
 def _refuse_replaced(settings: Settings, words: Sequence[str]) -> None:
@@ -145,7 +155,7 @@ def _refuse_replaced(settings: Settings, words: Sequence[str]) -> None:
             raise ConfigurationError(message)
 
 
-def check_sweep(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> list[Settings]:
+def check_sweep(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> list[tuple[Settings, set[str]]]:
     """`check` for every run that `--multirun` would start. A sweep that only its own sweeper can unfold has none."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -203,7 +213,8 @@ def show(
     """`--cfg` and `--info`: prints the composed configuration, or where it comes from."""
     from omegaconf import OmegaConf
 
-    config = _compose(hydra, words)  # so that a mistake is answered in our words
+    config, left_out = _compose(hydra, words)  # so that a mistake is answered in our words
+    words = adding(words, left_out)
     if package and OmegaConf.select(config, package) is None:
         raise ConfigurationError(unknown_key(package, top_level_keys()))
     if info:
@@ -255,14 +266,15 @@ def settings_from(config: Any, choices: Mapping[str, Any], texts: Mapping[str, s
     return settings
 
 
-def _compose(hydra: Any, words: Sequence[str]) -> Any:
+def _compose(hydra: Any, words: Sequence[str]) -> tuple[Any, set[str]]:
+    """(the configuration, the keys that had to be added to it)."""
     from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
     from yaml import MarkedYAMLError
 
     try:
-        return hydra.compose_config(PRIMARY, list(words), RunMode.RUN)
+        return hydra.compose_config(PRIMARY, list(words), RunMode.RUN), set()
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{mark.name}, line {mark.line + 1}" if mark else "A configuration file"
@@ -272,10 +284,56 @@ def _compose(hydra: Any, words: Sequence[str]) -> Any:
         message = "A value is nested too deeply."
         raise ConfigurationError(message) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if left_out := _left_out(hydra, words):
+            config, more = _compose(hydra, adding(words, left_out))
+            return config, left_out | more
         raise _explained(hydra, error, words) from error
     except OSError as error:  # a name too long for a file, a folder that may not be read
         message = f"A configuration file cannot be read: {(error.strerror or str(error)).lower()}: {error.filename!r}."
         raise ConfigurationError(message) from error
+
+
+def _left_out(hydra: Any, words: Sequence[str]) -> set[str]:
+    """Keys of fields that a part takes, though its file does not list them."""
+    from hydra.errors import HydraException
+
+    try:
+        overrides = _parsed(words)
+    except HydraException:
+        return set()
+    chosen = _of_the_choices(hydra, overrides)
+    found = set()
+    for override in overrides:
+        parent, _, field = override.key_or_group.rpartition(".")
+        section = _part_of(chosen, parent) if parent and not override.is_add() else None
+        if isinstance(section, dict) and "_target_" in section and field not in section:
+            takes = field in signature(import_target(section["_target_"], parent)).parameters
+            found |= {override.key_or_group} if takes else set()
+    return found
+
+
+def _is_choice(hydra: Any, override: Any) -> bool:
+    name = override.key_or_group
+    return "." not in name and hydra.config_loader.get_group_options(name) != []
+
+
+def _of_the_choices(hydra: Any, overrides: Sequence[Any]) -> Any:
+    """What the choices of the groups alone compose, as plain values: what the other words may name. {} if they fail."""
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    choices = [override.input_line for override in overrides if _is_choice(hydra, override)]
+    try:
+        return OmegaConf.to_container(hydra.compose_config(PRIMARY, choices, RunMode.RUN))
+    except Exception:  # then one of the choices is at fault
+        return {}
+
+
+def _part_of(values: Any, key: str) -> Any:
+    """What lies there; None if nothing does."""
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
 
 
 def _parsed(words: Sequence[str]) -> list[Any]:
@@ -287,8 +345,6 @@ def _parsed(words: Sequence[str]) -> list[Any]:
 def _explained(hydra: Any, error: Exception, words: Sequence[str]) -> ConfigurationError:
     """What Hydra refused, in our words: it speaks of structs, appending and primary configs."""
     from hydra.errors import MissingConfigException, OverrideParseException
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
 
     if isinstance(error, OverrideParseException):
         message = (
@@ -304,27 +360,36 @@ def _explained(hydra: Any, error: Exception, words: Sequence[str]) -> Configurat
         if override.is_sweep_override():
             message = f"{override.input_line} gives several values for one run; add -m to run each of them."
             return ConfigurationError(message)
-    is_choice = [
-        "." not in override.key_or_group and hydra.config_loader.get_group_options(override.key_or_group) != []
-        for override in overrides
-    ]
-    for override, choice in zip(overrides, is_choice, strict=True):
-        if choice and not isinstance(override.value(), str) and not override.is_delete():
+    for override in overrides:
+        if _is_choice(hydra, override) and not isinstance(override.value(), str) and not override.is_delete():
             options = hydra.config_loader.get_group_options(override.key_or_group)
             return ConfigurationError(unknown_choice(override.key_or_group, override.get_value_string(), options))
-    try:  # the group choices alone: what the other words may name
-        choices = [override.input_line for override, choice in zip(overrides, is_choice, strict=True) if choice]
-        config = hydra.compose_config(PRIMARY, choices, RunMode.RUN)
-    except Exception:  # then one of the choices is at fault, and Hydra's sentence is about it
-        return ConfigurationError(_first_sentence(error))
-    for override, choice in zip(overrides, is_choice, strict=True):
-        parent, _, last = override.key_or_group.rpartition(".")
-        siblings = OmegaConf.select(config, parent) if parent else config
-        known = [str(key) for key in siblings] if OmegaConf.is_dict(siblings) else []
-        if not choice and last not in known:
-            dotted = [f"{parent}.{key}" if parent else key for key in known]
-            return ConfigurationError(unknown_key(override.key_or_group, dotted))
+    chosen = _of_the_choices(hydra, overrides)
+    for override in overrides if chosen else []:  # else Hydra's sentence is about a choice
+        key = override.key_or_group
+        parent, _, last = key.rpartition(".")
+        siblings = _part_of(chosen, parent) if parent else chosen
+        if _is_choice(hydra, override) or (isinstance(siblings, dict) and last in siblings):
+            continue
+        group = parent.removeprefix("ffn.")
+        if siblings is None and group in ("router", "balancer"):
+            message = (
+                f"{key} is given, and there is no {parent} that it belongs to. Choose one with it, {group}=NAME "
+                f"{group}.{last}=..., of: {', '.join(names(group))}."
+            )
+            return ConfigurationError(message)
+        return ConfigurationError(unknown_key(key, _known(siblings, parent)))
     return ConfigurationError(_first_sentence(error))
+
+
+def _known(section: Any, where: str) -> list[str]:
+    """The settings that a section has, with those that its file leaves out."""
+    if not isinstance(section, dict):
+        return []
+    keys = [key for key in section if key != "_target_"]
+    if "_target_" in section:
+        keys += [key for key in signature(import_target(section["_target_"], where)).parameters if key not in keys]
+    return [f"{where}.{key}" if where else key for key in keys]
 
 
 def _first_sentence(error: Exception) -> str:

@@ -124,7 +124,7 @@ def construct(target: Any, values: Mapping[str, Any], where: str = "") -> Any:
 
 def _build(section: Mapping[str, Any], where: str, values: Mapping[str, Any]) -> Any:
     own = {key: _built(value, f"{where}.{key}") for key, value in section.items() if key != "_target_"}
-    return construct(_import_target(section.get("_target_"), where), own | dict(values), where)
+    return construct(import_target(section.get("_target_"), where), own | dict(values), where)
 
 
 def _built(value: Any, where: str) -> Any:
@@ -132,7 +132,7 @@ def _built(value: Any, where: str) -> Any:
     return _build(value, where, {}) if isinstance(value, dict) and "_target_" in value else value
 
 
-def _import_target(path: Any, where: str) -> Any:
+def import_target(path: Any, where: str) -> Any:
     if not isinstance(path, str) or "." not in path:
         message = f"{where}._target_ is {path!r}; it must be a module and a class in it, such as my_module.MyClass."
         raise ConfigurationError(message)
@@ -226,7 +226,9 @@ def unknown_choice(group: str, name: object, choices: Sequence[str]) -> str:
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
     others = f" Known here: {', '.join(known)}." if known else ""
-    return f"There is no setting {key}.{_did_you_mean(key, known) or others}"
+    start, dot, last = key.rpartition(".")
+    here = [name.removeprefix(start + dot) for name in known]  # else any two names below one part would be near
+    return f"There is no setting {key}.{_did_you_mean(last, here, start + dot) or others}"
 
 
 def _did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:

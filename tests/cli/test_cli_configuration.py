@@ -262,3 +262,32 @@ def test_the_public_names_exist():
         assert name in dir(transformer_lab)
     with pytest.raises(AttributeError, match="load_modle"):
         transformer_lab.load_modle  # noqa: B018
+
+
+def test_a_field_that_a_file_leaves_out_can_be_set():
+    """The signature says what a part takes, not the YAML; what no part takes is refused as before."""
+    folder = str(data_folder("resources").parent / "examples" / "outside_router" / "conf")
+    sys.path.append(str(data_folder("resources").parent / "examples" / "outside_router"))
+    try:
+        settings = compose(["ffn=mine", "ffn.z_loss=0.25", "ffn.router.sharpness=3.0"], folder)
+        assert settings.sections["ffn"]["z_loss"] == 0.25
+        built = settings.build("ffn")
+        assert (built.z_loss, built.router.sharpness, built.balance_loss) == (0.25, 3.0, 0.01)
+        with pytest.raises(ConfigurationError, match=r"no setting ffn\.z_los\. Did you mean ffn\.z_loss\?"):
+            compose(["ffn=mine", "ffn.z_los=0.25"], folder)
+        with pytest.raises(ConfigurationError, match=r"no setting ffn\.router\.gamma\. Known here: .*sharpness"):
+            compose(["ffn=mine", "ffn.router.gamma=1"], folder)
+    finally:
+        sys.path.pop()
+
+
+def test_such_a_field_can_be_swept_over(run):
+    folder = data_folder("resources").parent / "examples" / "outside_router"
+    words = ["-m", "--config-dir", str(folder / "conf"), "ffn=mine", "ffn.z_loss=0.0,0.25", "model.weights=random"]
+    sys.path.append(str(folder))
+    try:
+        outcome = run(*words, "max_new_tokens=1", "prompt=a")
+    finally:
+        sys.path.pop()
+    assert outcome.code == 0, outcome.err
+    assert [record["settings"]["ffn"]["z_loss"] for record in outcome.records] == [0.0, 0.25]

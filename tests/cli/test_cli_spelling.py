@@ -80,6 +80,9 @@ MISTAKES = {
     "prompt_ids=[1,x]": ["prompt_ids", "[1,2,3]"],
     "prompt_ids=[true]": ["prompt_ids"],
     "prompt_ids=12": ["prompt_ids"],
+    "router.k=1": ["no router that it belongs to", "router=NAME router.k=", "mixtral"],
+    "ffn.router.k=1": ["no ffn.router that it belongs to", "router=NAME router.k="],
+    "balancer.rate=1": ["balancer=NAME balancer.rate=", "sign_bias"],
     "prmopt=It's late, (he said": ["prompt"],
 }
 

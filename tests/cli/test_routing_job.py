@@ -33,7 +33,7 @@ def test_against_another_backend(run_tiny):
 
 def test_a_dense_model_has_no_routes(run_tiny):
     outcome = run_tiny("job=routing", "prompt=a")
-    assert outcome.code == 2 and "no mixture of experts" in outcome.err
+    assert outcome.code == 2 and "no layer in which a router chooses experts" in outcome.err
 
 
 @pytest.fixture

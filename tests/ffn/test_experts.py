@@ -229,7 +229,7 @@ SILU = KINDS["silu"]
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MixtureOfExperts(Mixtral(6), SILU), r"ffn\.router\.k is 6, and there are 5 experts"),
+        (lambda: MixtureOfExperts(Mixtral(6), SILU), r"ffn\.router\.k is 6, and ffn.experts.count is 5"),
         (lambda: MixtureOfExperts(Mixtral(0), SILU), r"ffn\.router\.k is 0; it must be a whole number from 1"),
         (lambda: Experts(0, 4), r"ffn\.experts\.count is 0; it must be a whole number from 1"),
         (lambda: Experts(2, 4, "swish"), r"ffn\.experts\.activation is .*swish.*; choose one of"),

@@ -1,7 +1,7 @@
 """Statistics of routes against slow loops, against what a training step tells, and the sums that must come out."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -191,7 +191,7 @@ def test_loads_of_extremes():
 
 
 def test_no_mixture_no_routes():
-    with pytest.raises(lab.ConfigurationError, match="no mixture of experts"):
+    with pytest.raises(lab.ConfigurationError, match="no layer in which a router chooses experts"):
         lab.routing("storybook", "The king", weights="random")
 
 
@@ -213,3 +213,34 @@ def test_expert_numbers_may_be_given_by_hand():
     assert found.max_over_mean == 2.0 and found.dropped_slots == pytest.approx(1 / 6) and found.dropped_tokens == 0.0
     assert found.by_class == {"a": {"tokens": 2, "asked": [2, 2, 0, 0]}, "b": {"tokens": 1, "asked": [0, 1, 1, 0]}}
     assert found.balance_loss == pytest.approx(1.0) and found.z == pytest.approx(math.log(4) ** 2)
+
+
+@dataclass(frozen=True)
+class Sparing(Mixtral):
+    """Wants the second expert of every other token alone, and says so."""
+
+    def kept(self, ops, logits, ids, state, tokens):
+        slots = ops.xp.arange(ids.shape[-1], dtype=ids.dtype, device=ops.array_device)
+        return (slots == 0)[None, None, :] | ((tokens.positions % 2) == 0)[..., None]
+
+
+def test_what_a_capacity_takes_away_was_asked_for_whatever_the_router_leaves_out():
+    """A router that leaves slots empty, with a capacity behind it: both are told apart, in records and in training."""
+    crowded = replace(mixture(capacity=Capacity(0.1)), router=Sparing(2))
+    roomy = replace(crowded, capacity=None)
+    (_, _, few), (_, _, all_) = recorded(crowded, layer=0), recorded(roomy, layer=0)
+    assert np.array_equal(few.asked, all_.asked) and np.array_equal(all_.asked, all_.kept)
+    assert few.asked.sum() == 23 + 12 and few.kept.sum() < few.asked.sum() and not (few.kept & ~few.asked).any()
+    assert statistics(few).asked == statistics(all_).asked
+    assert statistics(few).dropped_slots == pytest.approx(1 - few.kept.sum() / 35)
+    told = []
+    for ffn in (crowded, roomy):
+        config, arrays = weights(replace(ffn, balancer=SignBias()))
+        ops = component("backend", "numpy", precision="float64")
+        training = TrainingStep(ops, config, {key: array.astype(np.float64) for key, array in arrays.items()}, AdamW())
+        training.run(ids(24)[None, None, :], np.ones((1, 1, 23)), 1, 1.0)
+        told.append((training.told[0], training.trees()["params"]["blocks.0.ffn.balancer.bias"]))
+    (clipped, moved), (free, moved_free) = told
+    assert np.array_equal(clipped["load"], free["load"]) and clipped["kept"] < free["kept"] == 35
+    assert clipped["balance"] == free["balance"] and np.array_equal(moved, moved_free)
+    assert routing_numbers({0: clipped})["dropped_slots"] == pytest.approx(1 - clipped["kept"] / 35)

@@ -36,6 +36,7 @@ class AdaptiveL1:
             raise ConfigurationError(message)
 
     def states(self, experts: int) -> dict[str, Shape]:
+        require_whole("balancer.k", self.k, experts)
         return {"steps": (1,)}
 
     def training_terms(

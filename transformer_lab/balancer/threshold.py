@@ -34,6 +34,7 @@ class Threshold:
             raise ConfigurationError(message)
 
     def states(self, experts: int) -> dict[str, Shape]:
+        require_whole("balancer.k", self.k, experts)
         return {"threshold": (Axis(experts, "experts"),), "seen": (1,)}
 
     def training_terms(

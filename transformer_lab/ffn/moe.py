@@ -94,9 +94,10 @@ class MixtureOfExperts:
 
     @property
     def taps(self) -> tuple[str, ...]:
-        names = ["router.logits", "router.expert_ids", "router.kept", "router.weights", "experts.out", "shared.out"]
-        names = [*(f"router.{name}" for name in self.router.taps), *names]
-        absent = [] if self.drops else ["router.kept"]
+        routes = ["logits", "expert_ids", "asked", "kept", "weights"]
+        names = [f"router.{name}" for name in [*self.router.taps, *routes]] + ["experts.out", "shared.out"]
+        absent = [] if self.router.drops else ["router.asked"]
+        absent += [] if self.drops else ["router.kept"]
         absent += ["shared.out"] if self.shared is None else []
         return tuple(name for name in names if name not in absent)
 
@@ -133,8 +134,9 @@ class MixtureOfExperts:
     def __call__(self, ops: Any, params: Any, x: Any, tap: Callable[[str, Any], Any], tokens: Tokens) -> Any:
         """x [B, T, D] -> [B, T, D].
 
-        Taps: router.logits [B, T, E]; router.expert_ids [B, T, k]; router.kept, booleans [B, T, k], where slots may be
-        left unused; router.weights [B, T, k], 0 there; experts.out [B, T, k, D], not weighted; shared.out [B, T, D].
+        Taps: router.logits [B, T, E]; router.expert_ids [B, T, k]; booleans [B, T, k]: router.asked, the slots that
+        the router wants, where it may leave some out, and router.kept, those that it gets, where that may be fewer than
+        k; router.weights [B, T, k], 0 elsewhere; experts.out [B, T, k, D], not weighted; shared.out [B, T, D].
         """
         xp, router, own, state = ops.xp, self.router, params.get("router", {}), params.get("balancer", {})
 
@@ -148,8 +150,8 @@ class MixtureOfExperts:
         if (chosen := ids.shape[-1]) != (said := router.slots(self.experts.count)):
             message = f"{type(router).__name__} chose {chosen} experts for a token, and its k says {said}."
             raise ConfigurationError(message)
-        if kept is None and router.drops:
-            kept = xp.broadcast_to(ids >= 0, ids.shape)
+        if router.drops:
+            kept = tap("router.asked", xp.broadcast_to(ids >= 0, ids.shape) if kept is None else kept)
         if self.capacity is not None:
             kept = self.capacity.kept(ops, ids, kept, weights, self.experts.count, tokens)
         if kept is not None:
@@ -181,13 +183,14 @@ class MixtureOfExperts:
         """What training is told by one pass: (what is added to its loss, what its balancer and its metrics ask for).
 
         taps: this layer's. share [B, T]: as in `losses.py`. of_step: the "load" of the whole step, or None. Everything
-        in the dict is a sum over tokens, so that pieces can be added up. Whole numbers: "tokens"; "load" [E], tokens of
-        each expert; "kept", slots that were used. Of each token its share: "importance" [E], the probabilities;
-        "entropy", theirs; "z", of the z-loss; "balance", the balance loss. And what the balancer asks for.
+        in the dict is a sum over tokens, so that pieces can be added up. Whole numbers: "tokens"; "load" [E], tokens
+        that the router wants to give to each expert; "kept", slots that were used. Of each token its share:
+        "importance" [E], the probabilities; "entropy", theirs; "z", of the z-loss; "balance", the balance loss. And
+        what the balancer asks for.
         """
         xp, logits, ids = ops.xp, taps["router.logits"], taps["router.expert_ids"]
         kept = taps.get("router.kept")
-        load = used(ops, ids, kept if self.router.drops else None, share, self.experts.count)
+        load = used(ops, ids, taps.get("router.asked"), share, self.experts.count)
         probabilities = self.router.probabilities(ops, logits)
         balance_loss = balance(ops, load, probabilities, share, self.balance_scope, of_step)
         z = z_loss(ops, logits, share)

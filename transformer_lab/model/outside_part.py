@@ -35,10 +35,11 @@ class OutsidePart:
                 raise ConfigurationError(message)
 
     def _refuse(self) -> NoReturn:
-        group = self.where.rpartition(".")[2]
+        *above, group = self.where.split(".")
+        whole = f" ({above[-1]}=NAME, where FOLDER has it in {above[-1]}/NAME.yaml)" if above else ""
         message = (
             f"This model was saved with a part from outside, {self.name}, as its {group}. Give it again: "
-            f"`--config-dir FOLDER {group}=NAME` on the command line, {group}=... in Python."
+            f"`--config-dir FOLDER {group}=NAME` on the command line{whole}, {group}=... in Python."
         )
         raise ConfigurationError(message)
 

@@ -30,7 +30,7 @@ class DeepSeekV3(Router):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_whole("ffn.router.n_groups", self.n_groups, LIMITS["num_experts"])
-        require_whole("ffn.router.top_groups", self.top_groups, LIMITS["num_experts"])
+        require_whole("ffn.router.top_groups", self.top_groups, self.n_groups)
         require_positive("ffn.router.scale", self.scale)
 
     @property
@@ -45,10 +45,11 @@ class DeepSeekV3(Router):
                 "every group must have as many, and at least 2."
             )
             raise ConfigurationError(message)
-        if not self.top_groups <= self.n_groups or self.k > self.top_groups * of_each:
+        if self.k > self.top_groups * of_each:
+            cure = "Lower k" if self.top_groups == self.n_groups else "Raise top_groups, or lower k"
             message = (
                 f"ffn.router.k is {self.k}, and ffn.router.top_groups={self.top_groups} of {self.n_groups} groups of "
-                f"{of_each} experts have not so many. Raise top_groups, or lower k."
+                f"{of_each} experts have not so many. {cure}."
             )
             raise ConfigurationError(message)
         return super().slots(experts)

@@ -42,7 +42,7 @@ class Router:
     def slots(self, experts: int) -> int:
         """How many of E experts a token may have. Raises ConfigurationError if there are not so many."""
         if self.k > experts:
-            message = f"ffn.router.k is {self.k}, and there are {experts} experts; a token cannot have more."
+            message = f"ffn.router.k is {self.k}, and ffn.experts.count is {experts}. Lower k, or take more experts."
             raise ConfigurationError(message)
         return self.k
 

@@ -19,8 +19,9 @@ def print_routing(report: Mapping[str, Any], console: Console) -> None:
     model = report["model"]
     title = f"{model['source']}: {report['tokens']:,} tokens; {model['backend']}, {model['precision']}"
     caption = (
-        "max/mean: the load of the busiest expert over the mean; entropy: of the load, 1 is even. dropped: slots that "
-        "found no room. gate: the entropy of a token's probabilities (nats). margin: 5% of tokens have a smaller one."
+        "max/mean: what the busiest expert was asked for over the mean; entropy: of the same, 1 is even. dropped: "
+        "slots asked for that found no room. gate: the entropy of a token's probabilities (nats). margin: 5% of tokens "
+        "have a smaller one."
     )
     table = _table(title, caption)
     for name in ("layer", "experts", "max/mean", "entropy", "dead", "dropped", "balance", "z", "gate", "margin"):

@@ -87,8 +87,8 @@ class Layer:
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= self.ffn.experts.count:
             message = f"The router of layer {self.number} chose experts that there are not."
             raise ConfigurationError(message)
-        kept = np.asarray(found.get("router.kept", np.ones(ids.shape, bool)), bool)
-        asked = kept if router.drops else np.ones_like(kept)
+        asked = np.asarray(found.get("router.asked", np.ones(ids.shape, bool)), bool)
+        kept = np.asarray(found.get("router.kept", asked), bool)
         scores = self.scores(logits)
         real = np.ones(logits.shape[:2], bool) if real is None else np.asarray(real, bool)
         return Routes(
@@ -129,7 +129,10 @@ def mixtures(config: ModelConfig) -> dict[int, MixtureOfExperts]:
 def require_mixtures(config: ModelConfig) -> dict[int, MixtureOfExperts]:
     """The same. Raises ConfigurationError if there is none."""
     if not (found := mixtures(config)):
-        message = "This model has no mixture of experts, so nothing is routed. Take one that has, or ffn=moe."
+        message = (
+            "This model has no layer in which a router chooses experts, so nothing is routed. "
+            "Take one that has, or ffn=moe."
+        )
         raise ConfigurationError(message)
     return found
 
