@@ -90,10 +90,10 @@ class Sinks(CachePolicy):
     """sinks: how many first positions stay. recent: how many keys a query sees of the last ones, its own included.
     slack: how many of the last tokens may be taken back, by passes that begin earlier.
 
-    A text goes on in the memory of sinks + recent + slack tokens. It ends with the model's context as ever, for the keys
-    stay turned by their own positions. A layer with a window of its own keeps, in a ring, what that sees
-    (`cache/window.py`). In a block that chooses its tokens, those that it chose are counted; a query is turned nearer to
-    the sinks by as many positions as keys are gone.
+    A text goes on in the memory of sinks + recent + slack tokens. It ends with the model's context as ever, for
+    recent keys stay turned by their own positions. A layer with a window of its own keeps, in a ring, what that sees
+    (`cache/window.py`). In a block that chooses its tokens, those that it chose are counted; a query is turned nearer
+    to the sinks by as many positions as keys are gone.
     """
 
     sinks: int = 4
