@@ -117,7 +117,7 @@ def test_what_cannot_be_tried_says_why(folder, truth, tmp_path):
 
 
 EXACT_CACHES = ("contiguous", "growing", "paged", "prefix", "window")
-OTHER_COMPUTATIONS = ("int4", "snapkv")
+OTHER_COMPUTATIONS = ("int4", "sinks", "snapkv")
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])

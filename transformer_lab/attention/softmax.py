@@ -7,6 +7,7 @@ B batch, T new tokens, D hidden size, H query heads, K key/value heads (H = K * 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from transformer_lab.attention.written_out import written_out
@@ -124,14 +125,16 @@ class SoftmaxAttention:
             qkv = xp.clip(qkv, -self.clip, self.clip)
         qkv = xp.permute_dims(qkv, (0, 2, 1, 3))  # [B, H + 2 K, T, N]
         query, key, value = qkv[:, :heads, ...], qkv[:, heads:last, ...], qkv[:, last:, ...]
+        turned = None
         if tokens.angles is not None:
+            turned = partial(self.position.turn, ops, query)
             query, key = (self.position.turn(ops, part, tokens.angles) for part in (query, key))
         query, key, value = tap("q", query), tap("k", key), tap("v", value)
         start, window, places, scales, rotation = tokens.start, self.window, None, None, None
         if cache is not None:
-            cache, seen = cache.update(ops, Fresh(query, key, value, self.scale, self.cap), tokens)
+            cache, seen = cache.update(ops, Fresh(query, key, value, self.scale, self.cap, turned), tokens)
             key, value, places, window = seen.keys, seen.values, seen.places, seen.window or window
-            scales, rotation = seen.scales, seen.rotation
+            scales, rotation, query = seen.scales, seen.rotation, query if seen.query is None else seen.query
         if rotation is not None:
             query = xp.matmul(query, rotation)
         # Scores of keys that do not lie in the order of their positions would be told of the wrong ones.
@@ -144,6 +147,8 @@ class SoftmaxAttention:
             mixed = written_out(ops, self, query, key, value, start, window, learned, inside, places, scales)
         if rotation is not None:
             mixed = xp.matmul(mixed, rotation)
+        if mixed.shape[-1] > self.head_size:  # of a wider query of the cache
+            mixed = mixed[..., : self.head_size]
         mixed = xp.reshape(xp.permute_dims(mixed, (0, 2, 1, 3)), (batch, length, heads * self.head_size))
         return tap("out", ops.linear(mixed, params["out"]["kernel"], params["out"].get("bias"))), cache
 

@@ -25,8 +25,8 @@ def written_out(
     """Shapes as in the operation: query [B, H, T, N], key and value [B, K, S, N], start [B] -> [B, H, T, N].
 
     part: a `SoftmaxAttention`, for its scale, cap and position. window: how many keys a query sees, or None. sinks: [H]
-    or None. places: the position of each key [B, S], if it is not s. scales: of keys and values, each [B, K, S, 1], if
-    they are stored as multiples of them.
+    or None. places: the position of each key [B, S], or [B, T, S], if it is not s. scales: of keys and values, each
+    [B, K, S, 1], if they are stored as multiples of them.
     """
     xp = ops.xp
     batch, heads, queries, size = query.shape

@@ -1,5 +1,6 @@
 """What a layer's cache is given by attention, and what attention may then see. It knows no policy."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,8 @@ NOWHERE = 1 << 30  # the position of a slot that holds no key: no query comes so
 class Fresh(NamedTuple):
     """What the tokens of a pass bring: query [B, H, T, N], key and value [B, K, T, N].
 
-    scale, cap: of the scores, as attention has them.
+    scale, cap: of the scores, as attention has them. turned: gives the query turned by other angles, (cos, sin), each
+    [B, T, N / 2], instead; None if attention turns none.
     """
 
     query: Any
@@ -18,15 +20,19 @@ class Fresh(NamedTuple):
     value: Any
     scale: float = 1.0
     cap: float | None = None
+    turned: Callable[[tuple[Any, Any]], Any] | None = None
 
 
 class Seen(NamedTuple):
     """All that attention may read: keys and values [B, K, S, N], of slots at positions places [B, S].
 
     None: slot s holds the key of position s. The one rule of visible keys does the rest (`visible_keys`). window: how
-    many of them a query sees, its own included, where the cache says so and not the model. scales: of keys and values,
+    many of them a query sees, its own included, where the cache says so and not the model. places [B, T, S]: as the key
+    of which position a slot counts for each query of this pass. scales: of keys and values,
     each [B, K, S, 1], by which they are yet to be multiplied; None: they are whole. rotation [N, N], symmetric and its
-    own inverse: keys and values are multiplied by it, and so must be the queries, and what comes out.
+    own inverse: keys and values are multiplied by it, and so must be the queries, and what comes out. query: takes the
+    place of the one that was brought; it may be wider, as keys and values then are, and the first N numbers of what
+    comes out count.
     """
 
     keys: Any
@@ -35,6 +41,7 @@ class Seen(NamedTuple):
     window: int | None = None
     scales: tuple[Any, Any] | None = None
     rotation: Any = None
+    query: Any = None
 
 
 def filled(ops: Any, start: Any, tokens: int, capacity: int) -> int:

@@ -32,10 +32,11 @@ class RingLayer(NamedTuple):
         last = last_place(ops, tokens)
         now = self._places(ops, last)
         if length == 1:
-            # A token that is none lies then in the slot of position start - R, which no window of less than R sees.
             slot = tokens.start % ring
-            keys = ops.slice_update(self.keys, fresh.key, slot, axis=2)
-            values = ops.slice_update(self.values, fresh.value, slot, axis=2)
+            keys, values = (
+                ops.slice_update(old, _or_kept(ops, new, old, slot, tokens), slot, axis=2)
+                for old, new in ((self.keys, fresh.key), (self.values, fresh.value))
+            )
             return self._replace(keys=keys, values=values), Seen(keys, values, now, window)
         new = tokens.start[:, None] + xp.arange(length, dtype=tokens.start.dtype, device=ops.array_device)
         places = xp.concat([self._places(ops, tokens.start - 1), new], axis=1)
@@ -58,6 +59,14 @@ class RingLayer(NamedTuple):
         slots = ops.xp.arange(ring, dtype=last.dtype, device=ops.array_device)[None, :]
         places = last[:, None] - (last[:, None] - slots) % ring
         return ops.xp.where(places < 0, NOWHERE, places)
+
+
+def _or_kept(ops: Any, new: Any, old: Any, slot: Any, tokens: Tokens) -> Any:
+    """The token's new [B, K, 1, N], or what lies in its slot [B] already if it is padding."""
+    if tokens.real is None:
+        return new
+    kept = ops.xp.take_along_axis(old, ops.xp.broadcast_to(slot[:, None, None, None], new.shape), axis=2)
+    return ops.xp.where(tokens.real[:, None, :, None], new, kept)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from transformer_lab.backends.plain.manual import by_query
+
 
 @dataclass(frozen=True)
 class Alibi:
@@ -24,9 +26,10 @@ class Alibi:
         return np.concatenate([first, between])
 
     def bias(self, ops: Any, heads: int, keys: int, places: Any = None) -> Any:
-        """[1, H, 1, S], which is added to scores [B, H, T, S]; [B, H, 1, S] for keys at positions places [B, S]."""
+        """[1, H, 1, S], which is added to scores [B, H, T, S]; [B, H, 1, S] for keys at positions places [B, S],
+        [B, H, T, S] if these differ by query, [B, T, S]."""
         if places is not None:
             slopes = ops.asarray(self.slopes(heads).astype(np.float32))
-            return slopes[None, :, None, None] * ops.cast(places, ops.float_dtype)[:, None, None, :]
+            return slopes[None, :, None, None] * ops.cast(by_query(places), ops.float_dtype)[:, None, ...]
         found = self.slopes(heads)[:, None].astype(np.float32) * np.arange(keys, dtype=np.float32)
         return ops.asarray(found[None, :, None, :])

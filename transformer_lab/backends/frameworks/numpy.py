@@ -117,7 +117,8 @@ def attention(
     for first in range(0, queries, QUERY_BLOCK):
         part = query[:, :, first : first + QUERY_BLOCK]
         if places is not None:
-            blocks.append(attention_block(ops, part, key, value, start + first, scale, window, places))
+            own = manual.of_queries(places, first, part.shape[2])
+            blocks.append(attention_block(ops, part, key, value, start + first, scale, window, own))
             continue
         seen = min(key.shape[2], last + first + part.shape[2])
         hidden = 0 if window is None else max(0, int(start.min()) + first + 1 - window)  # keys at the beginning

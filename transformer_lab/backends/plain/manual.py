@@ -125,7 +125,8 @@ def visible_keys(ops: Any, start: Any, queries: int, keys: int, window: int | No
     """Which keys a query may see: key s is visible to query t of row b if s <= start[b] + t -> bool [B, T, S].
 
     With a window W it is, if besides s > start[b] + t - W: a query sees W keys, the last of which is its own. Where a
-    cache keeps keys in another order, or not all, key s is the one at position places[b, s] (integers [B, S]).
+    cache keeps keys in another order, or not all, key s is the one at position places[b, s] (integers [B, S]); where it
+    counts the positions anew, query t takes it for the one at places[b, t, s] (integers [B, T, S]).
 
     This one rule covers prefill (start 0), decoding, prefill in pieces, and rows of unequal lengths padded on the
     right: what lies behind a row's last token is never visible to it.
@@ -133,10 +134,20 @@ def visible_keys(ops: Any, start: Any, queries: int, keys: int, window: int | No
     xp = ops.xp
     query_positions = start[:, None] + xp.arange(queries, dtype=start.dtype, device=ops.array_device)
     key_positions = xp.arange(keys, dtype=start.dtype, device=ops.array_device)
-    key_positions = key_positions[None, :] if places is None else places
-    query_positions, key_positions = query_positions[:, :, None], key_positions[:, None, :]
+    key_positions = key_positions[None, None, :] if places is None else by_query(places)
+    query_positions = query_positions[:, :, None]
     visible = key_positions <= query_positions
     return visible if window is None else visible & (key_positions > query_positions - window)
+
+
+def by_query(places: Any) -> Any:
+    """The positions of keys, [B, S] or [B, T, S], as [B, 1, S] or [B, T, S]."""
+    return places[:, None, :] if places.ndim == 2 else places
+
+
+def of_queries(places: Any, first: int, count: int) -> Any:
+    """What `count` queries from `first` on take of the positions of keys, [B, S] or [B, T, S]."""
+    return places if places is None or places.ndim == 2 else places[:, first : first + count, :]
 
 
 def rotary(ops: Any, x: Any, cos: Any, sin: Any) -> Any:
@@ -161,7 +172,8 @@ def attention(
     """softmax(scale * query key^T + mask) value (Vaswani et al. 2017, arXiv 1706.03762).
 
     query [B, H, T, N], key and value [B, K, S, N], start integers [B]: the position of each row's first query, window:
-    how many keys a query sees, or None, places [B, S]: the position of each key, if it is not s -> [B, H, T, N].
+    how many keys a query sees, or None, places [B, S]: the position of each key, if it is not s, or [B, T, S], if it
+    differs by query -> [B, H, T, N].
     Taps: `scores` [B, H, T, S] scaled, -inf where not visible; `pattern` [B, H, T, S].
     """
     xp = ops.xp

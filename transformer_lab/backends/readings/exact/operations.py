@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from transformer_lab.backends.plain.error_function import erfc
-from transformer_lab.backends.plain.manual import NEGATIVE_INFINITY, embed, identity, relu, visible_keys
+from transformer_lab.backends.plain.manual import NEGATIVE_INFINITY, embed, identity, of_queries, relu, visible_keys
 from transformer_lab.backends.readings.exact import rounding
 from transformer_lab.errors import ConfigurationError
 
@@ -286,7 +286,8 @@ def attention(
         seen = keys if places is not None else keys - queries + first + count
         rows = xp.reshape(query[:, :, first : first + count, :], (batch * kv_heads, -1, size))
         scores = xp.reshape(products(ops, rows, by_key, scale, outputs=seen), (batch, heads, count, seen))
-        visible = visible_keys(ops, start + first, count, seen, window, places)[:, None, ...]
+        own = of_queries(places, first, count)
+        visible = visible_keys(ops, start + first, count, seen, window, own)[:, None, ...]
         scores = tap("scores", xp.where(visible, scores, NEGATIVE_INFINITY))
         pattern = tap("pattern", softmax(ops, scores))
         mixed = products(ops, xp.reshape(pattern, (batch * kv_heads, -1, seen)), by_place)
