@@ -32,7 +32,7 @@ from transformer_lab.ffn.experts import Experts
 from transformer_lab.ffn.moe import MixtureOfExperts
 from transformer_lab.model.decoder import tap_names
 from transformer_lab.paths import data_folder
-from transformer_lab.router.mixtral import Mixtral
+from transformer_lab.router.gshard import GShard
 
 pytestmark = pytest.mark.skipif(
     not (data_folder("resources") / "models" / "storybook").is_dir(), reason="needs the embedded model"
@@ -152,7 +152,7 @@ TAPS = r"^\| `([\w.{}]+)` \| \[(.*?)\] \|"
 
 
 def test_the_table_of_taps_of_experts_is_complete_and_has_the_right_shapes():
-    ffn = MixtureOfExperts(Mixtral(2), Experts(4, 8), Dense(6), capacity=Capacity(1.0))
+    ffn = MixtureOfExperts(GShard(2), Experts(4, 8), Dense(6), capacity=Capacity(1.0))
     model = load_model("storybook", weights="random", ffn=ffn)
     sizes = {"B": 2, "T": 4, "D": model.config.hidden_size, "E": 4, "k": 2}
     table = dict(re.findall(TAPS, read("docs/taps.md").partition("A mixture of experts shows")[2], re.MULTILINE))

@@ -7,17 +7,19 @@ import numpy as np
 
 from transformer_lab.comparison.judging.logits import divergence, log_softmax
 
-BLOCK = 32  # tokens that are drawn together (moving blocks: Kunsch 1989, The Annals of Statistics 17(3))
+# Tokens that are drawn together (Politis and Romano 1992, "A circular block-resampling procedure for stationary data"):
+# in a circle every token is in as many blocks, so that draws lie around the estimate.
+BLOCK = 32
 DRAWS = 2000
 SHARE = 0.95
 
 
 def interval(values: np.ndarray) -> tuple[float, float] | None:
-    """Of the mean of values [N], by a bootstrap of moving blocks with a fixed seed; None of less than two blocks."""
+    """Of the mean of values [N], by a bootstrap of circular blocks with a fixed seed; None of less than two blocks."""
     if len(values) < 2 * BLOCK:
         return None
     draw = np.random.default_rng(0)
-    sums = np.convolve(values, np.ones(BLOCK), "valid") / BLOCK
+    sums = np.convolve(np.concatenate([values, values[: BLOCK - 1]]), np.ones(BLOCK), "valid") / BLOCK
     count = -(-len(values) // BLOCK)
     means = sums[draw.integers(0, len(sums), (DRAWS, count))].mean(axis=1)
     low, high = np.quantile(means, [(1.0 - SHARE) / 2, (1.0 + SHARE) / 2])
