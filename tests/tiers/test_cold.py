@@ -143,3 +143,11 @@ def _again(path, content):
 def test_blocks_are_read_only(tmp_path):
     with pytest.raises(ValueError, match="read-only"):
         filled(tmp_path).get(key(0), tokens(0)).arrays["keys"][0, 0] = np.float32(1)
+
+
+def test_a_row_that_was_written_before_its_file_is_a_miss_and_seen(tmp_path, monkeypatch):
+    cold = opened(tmp_path)
+    monkeypatch.setattr(cold_module, "write_file", lambda *_: None)  # killed between the row and the file
+    cold.put(key(0), owned(tokens(0), arrays(0)))
+    assert cold.get(key(0), tokens(0)) is None
+    assert cold._counts.vanished == 1 and cold._ledger.check() == []

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from transformer_lab.tiers import key as key_module
 from transformer_lab.tiers.key import Provenance, first_key, next_key
 from transformer_lab.tiers.shadow import Shadow
 
@@ -48,3 +49,10 @@ def test_outcomes_are_recorded_and_a_broken_contract_is_said():
     assert not near.record("cold", one, {"keys": np.full(3, np.nan, np.float32)})
     outcome = exact.outcomes["warm"]
     assert (outcome.checked, outcome.agreed, outcome.largest) == (2, 1, 0.5)
+
+
+def test_a_key_without_chunk_boundaries_would_be_noticed(monkeypatch):
+    real = key_module.of_numbers
+    calls = iter(range(4))
+    monkeypatch.setattr(key_module, "of_numbers", lambda ids: real(ids) if next(calls) % 2 == 0 else b"")
+    assert next_key(b"", [1, 2], [2]) == next_key(b"", [1, 2], [1, 1])

@@ -1,7 +1,7 @@
 """The file of one block: written and read, without a word of it being trusted.
 
-Eight bytes that name the format, the length of the header (four bytes, little-endian), a SHA-256 (32 bytes) over the two
-before it, the header and the payload; then the header as JSON, and the payload: the arrays one after another.
+Eight bytes that name the format, the length of the header (four bytes, little-endian), a SHA-256 (32 bytes) over the
+two before it, the header and the payload; then the header as JSON, and the payload: the arrays one after another.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ def write_block(file: BinaryIO, key: bytes, block: Block) -> None:
     header = json.dumps(fields).encode()
     length = len(header).to_bytes(4, "little")
     digest = hashlib.sha256(MAGIC + length + header)
-    views = [memoryview(array.reshape(-1)).cast("B") for array in block.arrays.values() if array.size]
+    views = [array.reshape(-1).view(np.uint8).data for array in block.arrays.values() if array.size]
     for view in views:
         digest.update(view)
     file.write(MAGIC + length + digest.digest() + header)

@@ -1,4 +1,4 @@
-"""Which block goes first when there is no room. Both rules are deterministic: of equals, the one that came first goes."""
+"""Which block goes first when there is no room. Both rules are deterministic: of equals, the older one goes."""
 
 from typing import Protocol
 

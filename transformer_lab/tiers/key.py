@@ -1,7 +1,7 @@
 """The key of a block: a SHA-256 over everything its numbers depend on. Pure functions; nothing is kept here.
 
-The key of a block is made of the key before it, so it stands for all tokens before it too. The chunk boundaries are part
-of it, because in float32 the lengths of the passes change bits.
+The key of a block is made of the key before it, so it stands for all tokens before it too. The chunk boundaries are
+part of it, because in float32 the lengths of the passes change bits.
 """
 
 import hashlib

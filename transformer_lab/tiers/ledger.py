@@ -23,7 +23,7 @@ class Amount:
 
 @dataclass
 class TierCounts:
-    """`found` lay there at the start; `others` is what other processes put less what they removed, and may be negative."""
+    """`found` was adopted at the start; `others` is what other processes put, less what they removed."""
 
     put: Amount = field(default_factory=Amount)
     found: Amount = field(default_factory=Amount)

@@ -1,4 +1,4 @@
-"""Which hits are computed again to see whether they are right, and what came of it. Raising is the caller's decision."""
+"""Which hits are computed again to see whether they are right, and what came of it. Raising is up to the caller."""
 
 import hashlib
 from dataclasses import dataclass, field

@@ -95,7 +95,7 @@ class Tiers:
             self._change.notify_all()
         for thread in self._threads if self._cold is not None else []:
             thread.join()
-        for key in self._warm.keys():
+        for key, _ in self._warm.blocks():
             self._warm.evict(key, "closed")
         if self._cold is not None:
             self._cold.close()
@@ -133,7 +133,7 @@ class Tiers:
                 if self._closed:
                     return
                 key, tokens = self._wanted.pop(0)
-                if key in self._warm.keys() or key in self._queue or self._cold is None:
+                if key in self._warm or key in self._queue or self._cold is None:
                     continue
                 block = self._cold.get(key, tokens)
                 if block is not None and 0 < block.bytes <= self._warm_bytes:

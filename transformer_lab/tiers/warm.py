@@ -51,6 +51,9 @@ class Warm:
         self._counts.resident.add(-len(block.token_ids), -block.bytes, -1)
         return block
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._blocks
+
     def keys(self) -> list[bytes]:
         """What is there now."""
         return list(self._blocks)
