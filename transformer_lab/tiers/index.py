@@ -43,8 +43,7 @@ def _open(path: Path) -> sqlite3.Connection:
         index.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         index.execute("COMMIT")
         if index.execute("PRAGMA quick_check").fetchone() != ("ok",):
-            message = "quick_check"
-            raise sqlite3.DatabaseError(message)
+            raise sqlite3.DatabaseError
     except BaseException:
         index.close()
         raise

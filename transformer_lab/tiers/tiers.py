@@ -142,8 +142,8 @@ class Tiers:
 
     def _require_open(self) -> None:
         if self._closed:
-            message = "These tiers are closed."
-            raise RuntimeError(message)
+            message = "These tiers are closed. Open the folder again for more blocks."
+            raise ConfigurationError(message)
 
     def _say(self) -> None:
         """One warning, in the caller's thread, that the cold tier is off."""
