@@ -48,9 +48,12 @@ class ReadOnlyNumpy(NumpyBackend):
     def slice_update(self, target: Any, update: Any, start: Any, axis: int) -> Any:
         return _locked(super().slice_update(target.copy(), update, start, axis))
 
+    def put(self, target: Any, index: Any, update: Any) -> Any:
+        return _locked(super().put(target.copy(), index, update))
+
 
 class PoisoningNumpy(NumpyBackend):
-    """What slice_update consumed turns to NaN: using it again shows in the result."""
+    """What slice_update and put consumed turns to NaN, or to 99: using it again shows in the result."""
 
     in_place = False
 
@@ -58,8 +61,13 @@ class PoisoningNumpy(NumpyBackend):
         super().__init__(precision=precision, ops=ops)
 
     def slice_update(self, target: Any, update: Any, start: Any, axis: int) -> Any:
-        result = super().slice_update(target.copy(), update, start, axis)
-        target.fill(np.nan)
+        return self._poisoned(target, super().slice_update(target.copy(), update, start, axis))
+
+    def put(self, target: Any, index: Any, update: Any) -> Any:
+        return self._poisoned(target, super().put(target.copy(), index, update))
+
+    def _poisoned(self, target: Any, result: Any) -> Any:
+        target.fill(np.nan if target.dtype.kind == "f" else 99)
         return result
 
 
@@ -90,7 +98,11 @@ class StrictBackend(NumpyBackend):
 
     def slice_update(self, target: Any, update: Any, start: Any, axis: int) -> Any:
         result, first = self.to_numpy(target), self.to_numpy(start)
-        return self.asarray(super().slice_update(result, self.to_numpy(update), first, axis))
+        return self.asarray(super().slice_update(result, self.to_numpy(update), first, axis), target.dtype)
+
+    def put(self, target: Any, index: Any, update: Any) -> Any:
+        places = tuple(one if isinstance(one, (slice, int)) else self.to_numpy(one) for one in index)
+        return self.asarray(super().put(self.to_numpy(target), places, self.to_numpy(update)), target.dtype)
 
     def scatter_add(self, target: Any, index: Any, update: Any) -> Any:
         return self.asarray(super().scatter_add(*(self.to_numpy(x) for x in (target, index, update))))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformer_lab.comparison.study import compare
     from transformer_lab.config import available_backends
+    from transformer_lab.contracts.study import verify_cache
     from transformer_lab.errors import ConfigurationError, InputFileError, LabError, UnavailableError
     from transformer_lab.generation.continuation import Generation
     from transformer_lab.language_model import LanguageModel, load_model
@@ -37,6 +38,7 @@ _HOME = {
     "routing_split": "transformer_lab.routes.split",
     "train_tokenizer": "transformer_lab.tokenizers",
     "upcycled": "transformer_lab.language_model.upcycling",
+    "verify_cache": "transformer_lab.contracts.study",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "routing_split",
     "train_tokenizer",
     "upcycled",
+    "verify_cache",
 ]
 
 

@@ -9,12 +9,14 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import transformer_lab as lab
 from transformer_lab.backends.plain import manual
+from transformer_lab.cache.paged import PagedLayer
 from transformer_lab.comparison.judging.spool import Spool
 from transformer_lab.comparison.judging.sweeps import FEEDINGS, SWEEPS, require_known, sweep
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.errors import ConfigurationError, UnavailableError
 
 IDS = np.random.default_rng(0).integers(0, 101, 11)
+WITHOUT_CACHES = tuple(name for name in SWEEPS if name != "caches")  # whose rows have tests of their own
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def rows_of(names, folder, truth, spool, backend, precision, change=None, ids=ID
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_in_exact_mode_every_row_is_zero(backend, folder, truth, tmp_path):
-    rows = rows_of(SWEEPS, folder, truth, tmp_path, backend, "exact")
+    rows = rows_of(WITHOUT_CACHES, folder, truth, tmp_path, backend, "exact")
     fed = ("pieces", "cached", "batch", "unequal")
     assert [row.change for row in rows] == [FEEDINGS[name][0] for name in fed] + ["1 thread"]
     elements = sum(value.size for value in truth.model.record(IDS).values())
@@ -55,7 +57,7 @@ def test_in_exact_mode_every_row_is_zero(backend, folder, truth, tmp_path):
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_in_float32_rows_are_rounding(backend, folder, truth, tmp_path):
-    rows = rows_of(SWEEPS, folder, truth, tmp_path, backend, "float32")
+    rows = rows_of(WITHOUT_CACHES, folder, truth, tmp_path, backend, "float32")
     assert [row.change for row in rows][4:6] == ["manual operations", "1 thread"]
     rows = rows[:6]
     assert all(row.precision == row.judged_by == "float32" for row in rows)
@@ -114,9 +116,50 @@ def test_what_cannot_be_tried_says_why(folder, truth, tmp_path):
     assert all("given as an object" in row.note and row.ratio is None for row in rows)
 
 
+EXACT_CACHES = ("contiguous", "growing", "paged", "prefix", "window")
+OTHER_COMPUTATIONS = ("int4", "snapkv")
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("precision", ["float32", "exact"])
+def test_every_cache_is_a_row(backend, precision, folder, truth, tmp_path):
+    rows = {row.change: row for row in rows_of(["caches"], folder, truth, tmp_path, backend, precision)}
+    assert set(rows) == {f"cache={name}" for name in (*EXACT_CACHES, *OTHER_COMPUTATIONS, "int8")}
+    for name in OTHER_COMPUTATIONS:
+        assert "another computation" in rows[f"cache={name}"].note
+    judged = [rows[f"cache={name}"] for name in (*EXACT_CACHES, "int8")]
+    assert all(row.note is None and row.ratio <= 1.0 and row.elements > 0 for row in judged)
+    assert [row.stored_in_fewer_bits for row in judged] == [False] * len(EXACT_CACHES) + [True]
+    assert judged[-1].differing > 0
+    if precision == "exact":
+        assert all(row.differing == 0 for row in judged[:-1])
+
+
+def test_a_defect_of_one_cache_is_found_in_its_row(folder, truth, tmp_path, monkeypatch):
+    """Later passes write into the neighbouring place of a block."""
+    right = PagedLayer._slots
+
+    def swapped(self, ops, tokens):
+        blocks, places = right(self, ops, tokens)
+        return blocks, ops.xp.where(tokens.start[0] > 0, places ^ 1, places)
+
+    monkeypatch.setattr(PagedLayer, "_slots", swapped)
+    rows = rows_of(["caches"], folder, truth, tmp_path, "numpy", "float32")
+    wrong = [row for row in rows if row.ratio is not None and row.ratio > 1.0]
+    assert {row.change for row in wrong} == {"cache=paged", "cache=prefix"}
+    assert all(row.tap.startswith("blocks.0.attn.") for row in wrong)
+
+
+def test_a_bound_is_computed_from_what_was_read(folder, truth, tmp_path, monkeypatch):
+    """Of a cache in fewer bits: from what was written it would be a defect."""
+    monkeypatch.setattr(OwnModel, "read_otherwise", lambda self, name, value: None)
+    (row,) = (row for row in rows_of(["caches"], folder, truth, tmp_path, "numpy", "float32") if "int8" in row.change)
+    assert row.ratio > 1.0 and ".attn." in row.tap
+
+
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_one_token_cannot_be_cut(backend, folder, truth, tmp_path):
-    rows = rows_of(SWEEPS, folder, truth, tmp_path, backend, "float32", ids=IDS[:1])
+    rows = rows_of(WITHOUT_CACHES, folder, truth, tmp_path, backend, "float32", ids=IDS[:1])
     notes = {row.change: row.note for row in rows if row.note is not None}
     assert notes == {FEEDINGS[name][0]: "the prompt is one token" for name in ("pieces", "cached", "unequal")}
     assert all(row.ratio <= 1.0 for row in rows if row.note is None)

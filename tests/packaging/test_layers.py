@@ -22,7 +22,7 @@ LEVELS = (
     {"model", "block", "attention", "position", "norm", "ffn", "router", "balancer", "cache", "tiers", "checkpoints"},
     {"generation", "sources"},
     {"language_model"},
-    {"orchestrator", "comparison", "routes", "training", "feedback"},
+    {"orchestrator", "comparison", "routes", "contracts", "training", "feedback"},
     {"jobs", "interfaces", "composition"},
     {"cli", "__main__"},
 )

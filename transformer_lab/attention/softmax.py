@@ -7,10 +7,10 @@ B batch, T new tokens, D hidden size, H query heads, K key/value heads (H = K * 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 from transformer_lab.attention.written_out import written_out
+from transformer_lab.backends.plain.manual import identity
 from transformer_lab.cache.layer import Fresh
 from transformer_lab.errors import ConfigurationError, shown
 from transformer_lab.model.axes import Axis, Shape
@@ -124,19 +124,26 @@ class SoftmaxAttention:
             qkv = xp.clip(qkv, -self.clip, self.clip)
         qkv = xp.permute_dims(qkv, (0, 2, 1, 3))  # [B, H + 2 K, T, N]
         query, key, value = qkv[:, :heads, ...], qkv[:, heads:last, ...], qkv[:, last:, ...]
-        unturned, turn = key, None
         if tokens.angles is not None:
-            turn = partial(self.position.turn, ops)
-            query, key = turn(query, tokens.angles), turn(key, tokens.angles)
+            query, key = (self.position.turn(ops, part, tokens.angles) for part in (query, key))
         query, key, value = tap("q", query), tap("k", key), tap("v", value)
-        start, places = tokens.start, None
+        start, window, places, scales, rotation = tokens.start, self.window, None, None, None
         if cache is not None:
-            cache, (key, value, places) = cache.update(ops, Fresh(query, key, value, unturned, turn), tokens)
-        if self.cap is None and not self.sinks and not hasattr(self.position, "bias"):
+            cache, seen = cache.update(ops, Fresh(query, key, value, self.scale, self.cap), tokens)
+            key, value, places, window = seen.keys, seen.values, seen.places, seen.window or window
+            scales, rotation = seen.scales, seen.rotation
+        if rotation is not None:
+            query = xp.matmul(query, rotation)
+        # Scores of keys that do not lie in the order of their positions would be told of the wrong ones.
+        inside = tap if places is None else identity
+        if self.cap is None and not self.sinks and not hasattr(self.position, "bias") and scales is None:
             elsewhere = {} if places is None else {"places": places}
-            mixed = ops.attention(query, key, value, start, self.scale, self.window, tap, **elsewhere)  # [B, H, T, N]
+            mixed = ops.attention(query, key, value, start, self.scale, window, inside, **elsewhere)  # [B, H, T, N]
         else:
-            mixed = written_out(ops, self, query, key, value, start, params.get("sinks"), tap, places)
+            learned = params.get("sinks")
+            mixed = written_out(ops, self, query, key, value, start, window, learned, inside, places, scales)
+        if rotation is not None:
+            mixed = xp.matmul(mixed, rotation)
         mixed = xp.reshape(xp.permute_dims(mixed, (0, 2, 1, 3)), (batch, length, heads * self.head_size))
         return tap("out", ops.linear(mixed, params["out"]["kernel"], params["out"].get("bias"))), cache
 

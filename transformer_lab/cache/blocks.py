@@ -40,10 +40,10 @@ class Blocks:
         self.count += more
 
     def take(self, near: int) -> int:
-        """A block for one holder: `near` if it is free, or else the first free one that begins a run, or a kept one.
+        """A block for one holder: `near` if it is free, else the first free one, else a kept one.
 
         Rows whose blocks lie one behind the other are read without a copy; that is all that `near` is for. Raises
-        IndexError if nothing is available.
+        KeyError if nothing is available.
         """
         if near in self._free:
             block = near

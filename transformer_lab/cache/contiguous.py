@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from transformer_lab.cache.layer import Fresh, Seen, filled
 from transformer_lab.cache.policy import CachePolicy
-from transformer_lab.cache.stored import Whole, read, written
+from transformer_lab.cache.stored import Whole, first, written
 from transformer_lab.model.tokens import Tokens
 
 
@@ -26,15 +26,16 @@ class ContiguousLayer(NamedTuple):
         keys = written(ops, self.keys, fresh.key, tokens.start)
         values = written(ops, self.values, fresh.value, tokens.start)
         length = filled(ops, tokens.start, fresh.key.shape[2], self.capacity)
-        return ContiguousLayer(keys, values), Seen(read(ops, keys, length), read(ops, values, length))
+        seen = type(keys).seen(ops, first(keys, length), first(values, length), fresh.key.shape[2])
+        return ContiguousLayer(keys, values), seen
 
 
 @dataclass(frozen=True)
 class Contiguous(CachePolicy):
     """Room for every token of a generation, allocated once."""
 
-    stored: ClassVar[type] = Whole  # how numbers are kept
+    stored: ClassVar[type[Any]] = Whole  # how numbers are kept
 
-    def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> ContiguousLayer:
+    def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> Any:
         shape = (batch, attention.num_kv_heads, capacity, attention.head_size)
-        return ContiguousLayer(self.stored.empty(ops, shape), self.stored.empty(ops, shape))  # type: ignore[attr-defined]
+        return ContiguousLayer(self.stored.empty(ops, shape), self.stored.empty(ops, shape))

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformer_lab.cache.contiguous import Contiguous, ContiguousLayer
+from transformer_lab.cache.layer import longer
 from transformer_lab.cache.marked import Marked
+from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.limits import LIMITS, require_whole
 
 
@@ -20,21 +22,19 @@ class Growing(Contiguous):
     def __post_init__(self) -> None:
         require_whole("cache.room", self.room, LIMITS["context_length"])
 
-    def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> ContiguousLayer:
-        return super().layer(ops, attention, batch, min(self.room, capacity))
+    def begin(
+        self, memory: Any, ops: Any, config: ModelConfig, rows: Sequence[Sequence[int]], capacity: int
+    ) -> tuple[Any, list[int]]:
+        return self.allocate(ops, config, len(rows), min(self.room, capacity)), [0] * len(rows)
 
     def ready(self, ops: Any, cache: Any, lengths: Sequence[int], reach: int, most: int) -> Any:
         return [self._grown(ops, layer, reach, most) for layer in cache]
 
     def _grown(self, ops: Any, layer: Any, length: int, most: int) -> Any:
-        if isinstance(layer, Marked):
-            return layer._replace(layer=self._grown(ops, layer.layer, length, most))
-        if length <= layer.capacity:
+        inner = layer.layer if isinstance(layer, Marked) else layer
+        if length <= inner.capacity:
             return layer
-        capacity = ops.bucket(min(max(length, layer.capacity + layer.capacity // 2), most), most)
-
-        def longer(array: Any) -> Any:
-            shape = (*array.shape[:2], capacity - array.shape[2], *array.shape[3:])
-            return ops.xp.concat([array, ops.xp.zeros(shape, dtype=array.dtype, device=ops.array_device)], axis=2)
-
-        return ContiguousLayer(*(type(stored)(*map(longer, stored)) for stored in layer))
+        capacity = ops.bucket(min(max(length, inner.capacity + inner.capacity // 2), most), most)
+        more = capacity - inner.capacity
+        grown = ContiguousLayer(*(type(stored)(*(longer(ops, x, more, 2) for x in stored)) for stored in inner))
+        return Marked(longer(ops, layer.chosen, more, 1), grown) if isinstance(layer, Marked) else grown

@@ -1,6 +1,5 @@
 """What a layer's cache is given by attention, and what attention may then see. It knows no policy."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,26 +10,31 @@ NOWHERE = 1 << 30  # the position of a slot that holds no key: no query comes so
 class Fresh(NamedTuple):
     """What the tokens of a pass bring: query [B, H, T, N], key and value [B, K, T, N].
 
-    turned_by: turns what stands at positions by their angles, x, (cos, sin) -> x, where a key is turned (rotary
-    positions); else None. unturned: the keys before that.
+    scale, cap: of the scores, as attention has them.
     """
 
     query: Any
     key: Any
     value: Any
-    unturned: Any
-    turned_by: Callable[[Any, tuple[Any, Any]], Any] | None = None
+    scale: float = 1.0
+    cap: float | None = None
 
 
 class Seen(NamedTuple):
     """All that attention may read: keys and values [B, K, S, N], of slots at positions places [B, S].
 
-    None: slot s holds the key of position s. The one rule of visible keys does the rest (`visible_keys`).
+    None: slot s holds the key of position s. The one rule of visible keys does the rest (`visible_keys`). window: how
+    many of them a query sees, its own included, where the cache says so and not the model. scales: of keys and values,
+    each [B, K, S, 1], by which they are yet to be multiplied; None: they are whole. rotation [N, N], symmetric and its
+    own inverse: keys and values are multiplied by it, and so must be the queries, and what comes out.
     """
 
     keys: Any
     values: Any
     places: Any = None
+    window: int | None = None
+    scales: tuple[Any, Any] | None = None
+    rotation: Any = None
 
 
 def filled(ops: Any, start: Any, tokens: int, capacity: int) -> int:
@@ -43,3 +47,9 @@ def last_place(ops: Any, tokens: Any) -> Any:
     if tokens.real is None:
         return tokens.start + (tokens.positions.shape[1] - 1)
     return tokens.start + ops.xp.sum(ops.cast(tokens.real, tokens.start.dtype), axis=-1) - 1
+
+
+def longer(ops: Any, array: Any, more: int, axis: int) -> Any:
+    """The array and `more` empty places behind it along this axis."""
+    shape = (*array.shape[:axis], more, *array.shape[axis + 1 :])
+    return ops.xp.concat([array, ops.xp.zeros(shape, dtype=array.dtype, device=ops.array_device)], axis=axis)

@@ -20,3 +20,8 @@ class Marked(NamedTuple):
         count = ops.xp.sum(ops.cast(earlier, ops.index_dtype), axis=-1)
         marks = ops.slice_update(self.chosen, ops.cast(chosen, self.chosen.dtype), start, axis=1)
         return self._replace(chosen=marks), count
+
+
+def marked(ops: Any, block: Any, layer: Any, batch: int, capacity: int) -> Any:
+    """The cache of this block, if `layer` is that of its attention: with marks, if it chooses its tokens."""
+    return Marked(ops.zeros((batch, capacity)), layer) if getattr(block, "chooses_tokens", False) else layer

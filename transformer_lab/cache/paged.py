@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer_lab.cache.blocks import SCRATCH, Blocks
-from transformer_lab.cache.layer import Fresh, Seen, filled
+from transformer_lab.cache.layer import Fresh, Seen, filled, longer
 from transformer_lab.cache.policy import CachePolicy
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.model.config import ModelConfig
@@ -21,11 +21,12 @@ from transformer_lab.model.tokens import Tokens
 
 class PagedLayer(NamedTuple):
     """keys, values: the pool [K, P, Z, N]. table [B, M]: in which of the P blocks the M-th Z positions of a row lie;
-    SCRATCH where it has none yet."""
+    SCRATCH where it has none yet. runs: where the rows lie, if that is known outside of arrays (`_even_runs`)."""
 
     keys: Any
     values: Any
     table: Any
+    runs: tuple[int, int] | None = None
 
     def update(self, ops: Any, fresh: Fresh, tokens: Tokens) -> tuple["PagedLayer", Seen]:
         blocks, places = self._slots(ops, tokens)
@@ -38,7 +39,8 @@ class PagedLayer(NamedTuple):
     def _slots(self, ops: Any, tokens: Tokens) -> tuple[Any, Any]:
         """Of every token its block and its place in it, each [B * T]. Padding goes where nobody reads."""
         xp, most, size = ops.xp, self.table.shape[1], self.keys.shape[2]
-        index = xp.clip(tokens.positions // size, None, most - 1)  # padding may lie behind the table
+        index = tokens.positions // size
+        index = xp.where(index < most, index, most - 1)  # padding may lie behind the table
         block = xp.take_along_axis(self.table, index, axis=1)
         if tokens.real is not None:
             block = xp.where(tokens.real, block, SCRATCH)
@@ -53,9 +55,8 @@ class PagedLayer(NamedTuple):
         """The way from a pool to the first `length` positions of all rows, [B, K, length, N]: a view where the blocks
         of each row lie one behind the other and the rows equally far apart; elsewhere, and where it is compiled, a
         copy."""
-        xp, (rows, _), (heads, count, size, width) = ops.xp, self.table.shape, self.keys.shape
-        used = -(-length // size)
-        found = _even_runs(np.asarray(ops.to_numpy(self.table))[:, :used], count) if ops.in_place else None
+        xp, (rows, _), (heads, _, size, width) = ops.xp, self.table.shape, self.keys.shape
+        used, found = -(-length // size), self.runs
 
         def copied(pool: Any) -> Any:
             picked = xp.take(pool, xp.reshape(self.table[:, :used], (-1,)), axis=1)  # [K, B * M, Z, N]
@@ -63,7 +64,8 @@ class PagedLayer(NamedTuple):
             return xp.permute_dims(picked, (1, 0, 2, 3))[:, :, :length, :]
 
         def seen(pool: Any) -> Any:
-            first, apart = found  # type: ignore[misc]
+            assert found is not None
+            first, apart = found
             some = xp.reshape(pool[:, first : first + rows * apart, ...], (heads, rows, apart * size, width))
             return xp.permute_dims(some, (1, 0, 2, 3))[:, :, :length, :]
 
@@ -118,16 +120,7 @@ class Pool:
                 f"{self.most}. Give it more, or run fewer or shorter texts at a time."
             )
             raise ConfigurationError(message)
-        xp, device = self.ops.xp, self.ops.array_device
-        self.layers = [
-            tuple(
-                xp.concat(
-                    [pool, xp.zeros((pool.shape[0], more, *pool.shape[2:]), dtype=pool.dtype, device=device)], axis=1
-                )
-                for pool in layer
-            )
-            for layer in self.layers
-        ]
+        self.layers = [tuple(longer(self.ops, pool, more, 1) for pool in layer) for layer in self.layers]
         self.blocks.add(more)
 
 
@@ -137,7 +130,8 @@ class PagedRows:
     def __init__(self, pool: Pool, rows: int, capacity: int) -> None:
         self.pool, self.per_row = pool, -(-capacity // pool.size)
         self.tables: list[list[int]] = [[] for _ in range(rows)]
-        self._placed: Any = None  # the tables as an array of the backend, until they change
+        self._placed: Any = None  # the tables as an array, until they change
+        self._runs: tuple[int, int] | None = None
 
     def layers(self, lengths: Sequence[int]) -> list[PagedLayer]:
         """The caches of all layers, with blocks for so many tokens of each row."""
@@ -151,7 +145,13 @@ class PagedRows:
             self._placed = np.full((len(self.tables), self.per_row), SCRATCH)
             for row, table in enumerate(self.tables):
                 self._placed[row, : len(table)] = table
-        # Where arrays are consumed each layer consumes its own.
+            if pool.ops.in_place:
+                used = max(map(len, self.tables))
+                self._runs = _even_runs(self._placed[:, :used], pool.blocks.count + 1)
+                self._placed = pool.ops.asarray(self._placed)
+        if pool.ops.in_place:
+            return [PagedLayer(keys, values, self._placed, self._runs) for keys, values in pool.layers]
+        # Each layer's table is consumed with it.
         return [PagedLayer(keys, values, pool.ops.asarray(self._placed)) for keys, values in pool.layers]
 
     def _missing(self, row: int, length: int) -> int:
@@ -216,6 +216,9 @@ class Paged(CachePolicy):
     def keep(self, cache: PagedRows, written: Sequence[PagedLayer]) -> PagedRows:
         cache.keep(written)
         return cache
+
+    def arrays(self, cache: PagedRows) -> Any:
+        return cache.pool.layers
 
     def end(self, cache: PagedRows, rows: Sequence[Sequence[int]]) -> None:
         cache.end()

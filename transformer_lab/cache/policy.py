@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from transformer_lab.cache.marked import Marked
+import numpy as np
+
+from transformer_lab.cache.marked import marked
 from transformer_lab.model.config import ModelConfig
 
 
@@ -12,10 +14,29 @@ class CachePolicy:
 
     contract: "exact" (attention reads what an uncached pass computes: in exact mode the same bits, else the same up to
     the rounding of other shapes), "bounded" (each stored number is off by at most what `rounding` says) or "lossy".
+    epsilon: of a "bounded" one, how far a number may be off, relative to the largest of its vector.
     """
 
-    contract: ClassVar[str] = "exact"
-    chunk: int | None = None  # at whose multiples prompts are cut into passes; None: a prompt is one pass
+    epsilon: ClassVar[float] = 0.0
+
+    @property
+    def contract(self) -> str:
+        return "exact"
+
+    @property
+    def chunk(self) -> int | None:
+        """At whose multiples prompts are cut into passes; None: a prompt is one pass. In such a pass a row that has
+        come to its end is padding from position 0 on, which the policy must not write over what is there."""
+        return None
+
+    def rounding(self, x: np.ndarray) -> np.ndarray:
+        """Of a "bounded" one: float64 [..., N] -> an array that broadcasts to it, how far each number may be off when
+        it is read again."""
+        return self.epsilon * np.max(np.abs(x), axis=-1, keepdims=True)
+
+    def arrays(self, cache: Any) -> Any:
+        """The arrays that it holds, nested in lists and tuples."""
+        return cache
 
     def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> Any:
         """The empty cache of one layer: a NamedTuple of arrays, whose `update(ops, fresh, tokens)` gives (the new
@@ -24,8 +45,7 @@ class CachePolicy:
 
     def of_block(self, ops: Any, block: Any, batch: int, capacity: int) -> Any:
         """The empty cache of this block."""
-        layer = self.layer(ops, block.attention, batch, capacity)
-        return Marked(ops.zeros((batch, capacity)), layer) if getattr(block, "chooses_tokens", False) else layer
+        return marked(ops, block, self.layer(ops, block.attention, batch, capacity), batch, capacity)
 
     def allocate(self, ops: Any, config: ModelConfig, batch: int, capacity: int) -> list[Any] | None:
         """The empty caches of all layers."""

@@ -118,7 +118,7 @@ class Prefix(Paged):
             raise ConfigurationError(message)
 
     @property
-    def chunk(self) -> int:  # type: ignore[override]
+    def chunk(self) -> int:
         return self.block
 
     def memory(self, ops: Any, config: ModelConfig) -> PrefixPool:

@@ -54,6 +54,16 @@ class Engine:
         """These parameters from now on; what was kept of texts belongs to those before."""
         self.params, self.memory = params, self.policy.memory(self.ops, self.config)
 
+    def run(self, function: Any, *arguments: Any) -> Any:
+        """function(params, *arguments), one of the two. If it fails where arrays are consumed, what was kept of texts
+        may have gone with them."""
+        try:
+            return function(self.params, *arguments)
+        except BaseException:
+            if not self.ops.in_place:
+                self.take(self.params)
+            raise
+
     def begin(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> "Sequences":
         """Runs the prompts and makes room for new_tokens more of each."""
         return Sequences(self, prompts, new_tokens)
@@ -68,6 +78,7 @@ class Sequences:
         ops, config = engine.ops, engine.config
         self.engine = engine
         self.rows = [list(prompt) for prompt in prompts]
+        self.written: list[int] = []  # how many tokens of each row the cache holds
         longest = max(len(row) for row in self.rows)
         self.capacity = ops.bucket(min(longest + new_tokens, config.context_length), config.context_length)
         self.cache, known = engine.policy.begin(engine.memory, ops, config, self.rows, self.capacity)
@@ -90,12 +101,13 @@ class Sequences:
     def end(self) -> None:
         """Gives back what the cache holds; nothing can be fed any more."""
         if self.cache is not None:
-            self.engine.policy.end(self.cache, self.rows)
-            self.cache = None
+            held = [row[:count] for row, count in zip(self.rows, self.written, strict=True)]
+            self.engine.policy.end(self.cache, held)
+            self.cache, self.rows = None, []
 
     def _run_prompts(self, known: Sequence[int]) -> None:
         """known: how many tokens of each row are in the cache already. A row that has come to its end waits."""
-        done, chunk = list(known), self.engine.policy.chunk or self.capacity
+        done, self.written, chunk = list(known), list(known), self.engine.policy.chunk or self.capacity
         found: dict[int, np.ndarray] = {}
         while len(found) < len(self.rows):
             ends = [min(len(row), (first // chunk + 1) * chunk) for row, first in zip(self.rows, done, strict=True)]
@@ -115,10 +127,13 @@ class Sequences:
         for row, piece in enumerate(pieces):
             padded[row, : len(piece)] = piece
         arguments = [ops.asarray(x) for x in (padded, np.array(starts), np.array([len(p) - 1 for p in pieces]))]
-        lengths = [start + len(piece) for start, piece in zip(starts, pieces, strict=True)]
+        # A row that brings nothing stays as long as it is.
+        lengths = [
+            max(start + len(piece), before) for start, piece, before in zip(starts, pieces, self.written, strict=True)
+        ]
         ready = self._ready(lengths, max(starts) + width)
-        logits, written = self.engine.extend(self.engine.params, *arguments, ready)
-        self._keep(written)
+        logits, written = self.engine.run(self.engine.extend, *arguments, ready)
+        self._keep(written, lengths)
         self.logits = ops.to_numpy(logits)
 
     def _ready(self, lengths: Sequence[int], reach: int) -> Any:
@@ -127,9 +142,9 @@ class Sequences:
             return None
         return self.engine.policy.ready(self.engine.ops, self.cache, lengths, reach, self.capacity)
 
-    def _keep(self, written: Any) -> None:
+    def _keep(self, written: Any, lengths: Sequence[int]) -> None:
         if self.cache is not None:
-            self.cache = self.engine.policy.keep(self.cache, written)
+            self.cache, self.written = self.engine.policy.keep(self.cache, written), list(lengths)
 
     def greedy(self, tokens: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
         """Appends a token to each row, and then `count` times the likeliest, in one call of the backend.
@@ -142,8 +157,8 @@ class Sequences:
         lengths = [len(row) + count for row in self.rows]
         ready = self._ready(lengths, max(lengths))
         blank = np.zeros((len(tokens), ops.steps_per_call))
-        written, found, scores = engine.greedy(
-            engine.params,
+        written, found, scores = engine.run(
+            engine.greedy,
             ops.asarray(np.array(tokens)),
             starts,
             ready,
@@ -151,7 +166,7 @@ class Sequences:
             ops.asarray(blank),
             ops.asarray(np.array(count)),
         )
-        self._keep(written)
+        self._keep(written, lengths)
         ids, log_probabilities = ops.to_numpy(found)[:, :count], ops.to_numpy(scores)[:, :count]
         for row, token, chosen in zip(self.rows, tokens, ids.tolist(), strict=True):
             row.extend([token, *chosen[:-1]])

@@ -89,7 +89,7 @@ def first_row_of_the_cache_lost(right: Any, self: Any, tokens: Any) -> None:
         ops = self.engine.ops
         starts = ops.asarray(np.zeros(len(self.rows), np.int64))
         blank = ops.xp.zeros_like(self.cache[0].keys.values[:, :, :1])
-        nothing = Fresh(blank, blank, blank, blank)
+        nothing = Fresh(blank, blank, blank)
         first = tokens_of(ops, ops.asarray(np.zeros((len(self.rows), 1), np.int64)), starts)
         self.cache = [layer.update(ops, nothing, first)[0] for layer in self.cache]
     right(self, tokens)

@@ -32,6 +32,7 @@ ADDITIONS = ("embed", "resid_mid", "resid_post")
 # Of the values: where the likely error is wider than that, too little was shown before it to judge an operation. That
 # of float32 on what was shown is some 1e-7 of them; with kernels of few bits some 1e-2.
 VAGUE, VAGUE_IN_FEW_BITS = 0.01, 0.1
+READ_ROUNDING = 2.0**-22  # where a cache stores multiples of a scale, it may come later than where it is judged
 FLUSHED = 2.0**-100  # a bound below that is about numbers that are taken for 0
 MASKED = -1e3  # a score that low hides its key as -inf does
 
@@ -242,7 +243,12 @@ class _Judge:
         if self.participant.kind == "backend":
             self.hidden = []
         # A product that a compiler joined to what follows was not rounded before it: what is shown is.
-        return self.reading.shown(value, fused=expected.factor)
+        shown = self.reading.shown(value, fused=expected.factor)
+        otherwise = getattr(self.participant, "read_otherwise", None)
+        if otherwise is not None and (read := otherwise(name, value)) is not None:
+            off = READ_ROUNDING * np.abs(np.asarray(read, np.float64))
+            return Bounded(read, (off, off), self.reading)
+        return shown
 
     def _choice(self, name: str, value: np.ndarray, expected: Any, finding: TapFinding) -> Any:
         """Integers or booleans: equal to what the numbers say, or another choice within their bounds."""

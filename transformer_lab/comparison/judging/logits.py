@@ -97,8 +97,8 @@ def merge(several: Sequence[LogitAgreement]) -> LogitAgreement:
 def _agreement(logits: np.ndarray, truth: np.ndarray, prompt: int, start: int) -> LogitAgreement:
     """Of a piece of rows, the first of them at position `start`."""
     logits, truth = logits.astype(np.float64), truth.astype(np.float64)
-    ours, other = _log_softmax(truth), _log_softmax(logits)
-    from_truth, to_truth = _divergence(ours, other), _divergence(other, ours)
+    ours, other = log_softmax(truth), log_softmax(logits)
+    from_truth, to_truth = divergence(ours, other), divergence(other, ours)
     logits, truth = (np.where(np.isnan(array), -np.inf, array) for array in (logits, truth))
     best, token = truth.argmax(axis=1), logits.argmax(axis=1)
     here = np.arange(len(truth))
@@ -124,14 +124,14 @@ def _agreement(logits: np.ndarray, truth: np.ndarray, prompt: int, start: int) -
     )
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     """[T, V]; a row with a NaN or +inf becomes NaN."""
     with np.errstate(invalid="ignore"):
         shifted = logits - logits.max(axis=1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def _divergence(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+def divergence(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
     """KL(p || q) in nats of each row -> [T].
 
     Summed as q - p - p log(q / p), which adds nothing, because q and p have the same sum, and makes every term at least

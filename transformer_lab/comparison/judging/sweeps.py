@@ -7,7 +7,7 @@ own bounds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -16,18 +16,21 @@ from transformer_lab.comparison.judging.beside_bounds import difference
 from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.judging.spool import Spool
 from transformer_lab.comparison.participants.own_model import Feeding, OwnModel
+from transformer_lab.config import component
+from transformer_lab.config import names as choices
 from transformer_lab.errors import ConfigurationError, LabError
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.model.causality import not_in_batches, not_in_pieces
 
+UNEQUAL = Feeding(pieces=2, single=4, beside=(5, -3))
 FEEDINGS = {
     "pieces": ("prompt in 3 pieces", Feeding(pieces=3)),
     "cached": ("cached, the last 8 tokens one by one", Feeding(single=8)),
     "batch": ("one row of a batch of 3", Feeding(beside=(0, 0))),
-    "unequal": ("cached, between a longer row and a shorter one", Feeding(pieces=2, single=4, beside=(5, -3))),
+    "unequal": ("cached, between a longer row and a shorter one", UNEQUAL),
     "uncompiled": ("not compiled", Feeding(compiled=False)),
 }
-SWEEPS = (*FEEDINGS, "manual", "threads", "precision")
+SWEEPS = (*FEEDINGS, "caches", "manual", "threads", "precision")
 CHANGES = {"manual": "manual operations", "precision": "other precisions", "threads": "1 thread"}
 
 
@@ -39,6 +42,7 @@ class SweepRow:
     sweep of precisions it is another one. elements, differing: of all taps that both ways show, and how many are not
     equal. max_abs: of the differences, over these taps; logits_max_abs: over the logits alone. ratio, tap: the first
     operation of the changed way that is above its bound, or else its largest ratio. note: why it was not tried.
+    stored_in_fewer_bits: by the cache, so that it differs in exact mode too.
     """
 
     participant: str
@@ -52,6 +56,7 @@ class SweepRow:
     ratio: float | None = None
     tap: str | None = None
     note: str | None = None
+    stored_in_fewer_bits: bool = False
 
 
 def require_known(sweeps: Sequence[str]) -> None:
@@ -80,7 +85,8 @@ def sweep(
     precision = model.backend.precision
 
     def row(change: str, changed: OwnModel) -> SweepRow:
-        seen = SweepRow(participant, precision, changed.precision, change)
+        fewer_bits = changed.feeding.cache.contract == "bounded"
+        seen = SweepRow(participant, precision, changed.precision, change, stored_in_fewer_bits=fewer_bits)
 
         def look_on(prompt: int, name: str, value: np.ndarray) -> None:
             before = base.read(prompt, name)
@@ -100,19 +106,33 @@ def sweep(
     def not_tried(change: str, why: str) -> SweepRow:
         return SweepRow(participant, precision, precision, change, note=why)
 
+    def by_feeding(change: str, feeding: Feeding) -> SweepRow:
+        in_pieces = feeding.pieces > 1 or feeding.single > 0
+        if len(token_ids) == 1 and in_pieces:
+            return not_tried(change, "the prompt is one token")
+        apart = not_in_pieces(model.config) if in_pieces else None
+        if (why := apart or (not_in_batches(model.config) if feeding.beside else None)) is not None:
+            return not_tried(change, why[0].lower() + why[1:].rstrip("."))
+        return row(change, OwnModel(model, feeding, participant))
+
+    def by_cache(name: str) -> SweepRow:
+        change = f"cache={name}"
+        policy = component("cache", name)
+        if policy.contract == "lossy":
+            return not_tried(change, "it is another computation; see job=verify_cache")
+        try:
+            return by_feeding(change, replace(UNEQUAL, cache=policy))
+        except ConfigurationError as error:  # a cache that cannot hold this model
+            return not_tried(change, str(error))
+
     for name in names:
         if name in FEEDINGS:
             change, feeding = FEEDINGS[name]
             if name == "uncompiled" and not model.backend.compiles:
                 continue
-            if len(token_ids) == 1 and (feeding.pieces > 1 or feeding.single):
-                yield not_tried(change, "the prompt is one token")
-                continue
-            apart = not_in_pieces(model.config) if feeding.pieces > 1 or feeding.single else None
-            if (why := apart or (not_in_batches(model.config) if feeding.beside else None)) is not None:
-                yield not_tried(change, why[0].lower() + why[1:].rstrip("."))
-                continue
-            yield row(change, OwnModel(model, feeding, participant))
+            yield by_feeding(change, feeding)
+        elif name == "caches":
+            yield from map(by_cache, [cache for cache in choices("cache") if cache != "none"])
         elif name == "threads":
             if model.backend.fixed_threads:
                 why = f"the {model.backend.name} backend fixes its threads when the process starts"

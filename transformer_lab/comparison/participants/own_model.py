@@ -6,14 +6,16 @@ definition says that the taps are the same, and in exact mode they are, bit for 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from transformer_lab.backends.plain.manual import HIDDEN
+from transformer_lab.cache.by_itself import fed_by_itself
 from transformer_lab.cache.contiguous import Contiguous
+from transformer_lab.cache.policy import CachePolicy
 from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.language_model import LanguageModel
@@ -32,13 +34,15 @@ class Feeding:
     piece and nothing single, keys and values are kept in a cache. beside: the other rows of a batch, each by how many
     tokens it is ahead of the examined row (negative: behind); they hold other tokens. Where rows are unequal, the first
     piece is padded on the right to the longest, as in generation, and what follows is written over the padding.
-    compiled: False runs the operations one by one where the backend would compile them.
+    compiled: False runs the operations one by one where the backend would compile them. cache: the policy of the cache;
+    what it stores in fewer bits is allowed for, and what it does not keep is not.
     """
 
     pieces: int = 1
     single: int = 0
     beside: tuple[int, ...] = ()
     compiled: bool = True
+    cache: CachePolicy = field(default_factory=Contiguous)
 
     @property
     def row(self) -> int:
@@ -122,7 +126,7 @@ class OwnModel:
         begun = [self._embedding(params, piece.ids, piece.start, piece.lengths) for piece in pieces]
         streams, tokens, angles, found = map(list, zip(*begun, strict=True))
         yield from self._joined(found, pieces, ["embed"], length)
-        policy = Contiguous()
+        policy = self.feeding.cache
         batch, capacity = 1 + len(self.feeding.beside), max(piece.reach for piece in pieces)
         for layer, (block, run) in enumerate(zip(params["blocks"], self._blocks, strict=True)):
             # Only this layer's cache is held: pieces meet nothing of another layer's.
@@ -135,6 +139,16 @@ class OwnModel:
             yield from self._joined(found, pieces, config.blocks[layer].taps, length, f"blocks.{layer}.")
         found = [self._read_out(params, x) for x in streams]
         yield from self._joined(found, pieces, ["final_norm", "logits"], length)
+
+    def read_otherwise(self, name: str, value: np.ndarray) -> np.ndarray | None:
+        """What attention reads in place of value [1, K, T, N], keys or values, because the cache stores it in fewer
+        bits; None of other taps and caches."""
+        if not name.endswith((".attn.k", ".attn.v")) or self.feeding.cache.contract != "bounded":
+            return None
+        ops, attention = self.model.backend, self.config.blocks[int(name.split(".")[1])].attention
+        with ops.scope():
+            layer = self.feeding.cache.layer(ops, attention, 1, value.shape[2])
+        return fed_by_itself(ops, layer, attention.num_heads, value, value, 0)[1][0]
 
     def _pieces(self, token_ids: np.ndarray) -> list[Piece]:
         ops, limit, length = self.model.backend, self.model.config.context_length, len(token_ids)
@@ -170,7 +184,7 @@ class OwnModel:
             self.certificate[prefix + place] = counts
         ops.certificate.places.clear()
         for name in names:  # a compiler may hand out a dictionary sorted by its keys
-            if name not in found[0]:
+            if not all(name in taps for taps in found):  # some caches show fewer once they hold something
                 continue
             axis, *keys = self._axes[prefix + name]
             parts = []

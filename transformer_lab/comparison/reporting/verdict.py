@@ -219,7 +219,7 @@ def _semantic(row: dict[str, Any]) -> str:
 def _is_defect(row: SweepRow) -> bool:
     if row.ratio is None:
         return False
-    return not row.ratio <= 1.0 or (row.precision == "exact" and row.differing > 0)
+    return not row.ratio <= 1.0 or (row.precision == "exact" and row.differing > 0 and not row.stored_in_fewer_bits)
 
 
 def _swept(row: SweepRow) -> str:

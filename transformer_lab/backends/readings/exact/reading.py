@@ -270,10 +270,11 @@ class ExactReading:
 
         def operation(*arguments: Any, **named: Any) -> Any:
             given = plan.bind(*arguments, **named).arguments
-            tap = given.pop("tap", None)
+            tap, places = given.pop("tap", None), given.pop("places", None)
             inputs = list(given.values())
             if reading_of(inputs) is not Recorded:
-                more = {} if tap is None or tap is identity else {"tap": self._tap(tap)}
+                more: dict[str, Any] = {} if tap is None or tap is identity else {"tap": self._tap(tap)}
+                more |= {} if places is None else {"places": places}
                 return self.wrapped(run(*map(raw, inputs), **more))
             values = [raw(recorded.plain(x)) for x in inputs]
 
