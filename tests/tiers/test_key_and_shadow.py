@@ -5,8 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from transformer_lab.tiers import key as key_module
-from transformer_lab.tiers.key import Provenance, first_key, next_key
+from transformer_lab.tiers.key import Provenance, first_key, named_key, next_key
 from transformer_lab.tiers.shadow import Shadow
 
 PROVENANCE = Provenance("w", "c", "b", "o", "p")
@@ -26,6 +25,9 @@ def test_tokens_boundaries_and_what_came_before_are_in_the_key():
         next_key(start, [1], [2, 2]),
         next_key(next_key(start, [1], [1]), [1, 2], [2]),
         start,
+        named_key(start, "expert 1"),
+        named_key(start, "expert 2"),
+        named_key(first_key(replace(PROVENANCE, weights="v")), "expert 1"),
     ]
     assert len(set(keys)) == len(keys) and {len(key) for key in keys} == {32}
 
@@ -44,15 +46,13 @@ def test_the_sampler_is_deterministic_and_takes_its_share():
 
 def test_outcomes_are_recorded_and_a_broken_contract_is_said():
     one, off = {"keys": np.ones(3, np.float32)}, {"keys": np.full(3, 1.5, np.float32)}
-    exact, near = Shadow(1.0), Shadow(1.0, bound=0.5)
+    exact, near = Shadow(1.0), Shadow(1.0, bounds={"cold": 0.5})
     assert exact.record("warm", one, one) and not exact.record("warm", one, off) and near.record("cold", one, off)
-    assert not near.record("cold", one, {"keys": np.full(3, np.nan, np.float32)})
+    assert not near.record("warm", one, off)  # another tier's contract
+    for bad in (np.nan, np.inf):
+        assert not near.record("cold", one, {"keys": np.full(3, bad, np.float32)})
+    infinite = {"keys": np.full(3, np.inf, np.float32)}
+    assert not near.record("cold", infinite, {"keys": np.array([np.inf, 1, 1], np.float32)})
+    assert not near.record("cold", one, {"keys": np.ones(3)}) and not near.record("cold", one, {"values": one["keys"]})
     outcome = exact.outcomes["warm"]
     assert (outcome.checked, outcome.agreed, outcome.largest) == (2, 1, 0.5)
-
-
-def test_a_key_without_chunk_boundaries_would_be_noticed(monkeypatch):
-    real = key_module.of_numbers
-    calls = iter(range(4))
-    monkeypatch.setattr(key_module, "of_numbers", lambda ids: real(ids) if next(calls) % 2 == 0 else b"")
-    assert next_key(b"", [1, 2], [2]) == next_key(b"", [1, 2], [1, 1])

@@ -33,8 +33,13 @@ def next_key(before: bytes, token_ids: Sequence[int], passes: Sequence[int]) -> 
     return _digest(b"block", before, of_numbers(token_ids), of_numbers(passes))
 
 
+def named_key(before: bytes, name: str) -> bytes:
+    """The key, 32 bytes, of something without tokens, such as the kernels of one expert."""
+    return _digest(b"named", before, name.encode())
+
+
 def of_numbers(numbers: Sequence[int]) -> bytes:
-    """Eight bytes each, signed, little-endian."""
+    """Eight bytes each, signed, little-endian. Raises OverflowError for a number that takes more."""
     return b"".join(int(number).to_bytes(8, "little", signed=True) for number in numbers)
 
 

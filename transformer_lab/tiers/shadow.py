@@ -1,6 +1,7 @@
 """Which hits are computed again to see whether they are right, and what came of it. Raising is up to the caller."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,11 +20,15 @@ class Outcome:
 
 @dataclass
 class Shadow:
-    """`share` of all lookups, from 0 to 1; `bound` None is the contract "exact": the same bits."""
+    """`share` of all lookups, from 0 to 1. For one thread.
+
+    `bounds` gives, by tier, the largest absolute difference that is in order; the contract of a tier that is not named
+    there is "exact": the same bits.
+    """
 
     share: float
     seed: int = 0
-    bound: float | None = None
+    bounds: Mapping[str, float] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     def chosen(self, lookup: int) -> bool:
@@ -34,7 +39,7 @@ class Shadow:
     def record(self, tier: str, kept: Arrays, computed: Arrays) -> bool:
         """Compares, notes the outcome, and says whether the contract holds."""
         outcome = self.outcomes.setdefault(tier, Outcome())
-        agreed, largest = _alike(kept, computed, self.bound)
+        agreed, largest = _alike(kept, computed, self.bounds.get(tier))
         outcome.checked += 1
         outcome.agreed += agreed
         outcome.largest = max(outcome.largest, largest)
@@ -52,6 +57,7 @@ def _alike(kept: Arrays, computed: Arrays, bound: float | None) -> tuple[bool, f
         if one.tobytes() == other.tobytes():
             continue
         exact = False
-        off = float(np.max(np.abs(one.astype(np.float64) - other.astype(np.float64))))
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            off = float(np.max(np.abs(one.astype(np.float64) - other.astype(np.float64))))
         largest = max(largest, off if off == off else float("inf"))  # NaN agrees with nothing
     return (exact if bound is None else largest <= bound), largest
