@@ -19,7 +19,7 @@ PACKAGE = Path(transformer_lab.__file__).parent
 LEVELS = (
     {"errors", "paths", "config", "memory", "environment", "left_over", "atomic_file", "atomic_folder"},
     {"backends", "charts"},
-    {"model", "block", "attention", "position", "norm", "ffn", "router", "balancer", "cache", "checkpoints"},
+    {"model", "block", "attention", "position", "norm", "ffn", "router", "balancer", "cache", "tiers", "checkpoints"},
     {"generation", "sources"},
     {"language_model"},
     {"orchestrator", "comparison", "routes", "contracts", "training", "feedback"},
@@ -28,6 +28,7 @@ LEVELS = (
 )
 # Beside the levels: these import nothing of ours but these few, and who lies above the second level may import them.
 ALONE = {"tokenizers": {"errors", "paths", "atomic_file"}, "backends": {"errors", "paths"}, "charts": {"errors"}}
+ALONE["tiers"] = {"errors", "paths", "atomic_file", "atomic_folder", "left_over", "memory", "environment"}
 # The only files that may name a package.
 ONLY_IN = {
     "torch": {"backends/frameworks/torch.py", "comparison/participants/transformers.py"},
