@@ -30,7 +30,16 @@ from transformer_lab.paths import data_folder
 
 # Taken as typed, and never given to Hydra.
 PROMPT_KEYS = ("prompt", "prompt_file", "prompt_ids", "prompts", "chat")
-PATH_KEYS = ("model.source", "tokenizer.source", "data.path", "data.validation", "job.resume", "job.output", "job.dump")
+PATH_KEYS = (
+    "model.source",
+    "tokenizer.source",
+    "data.path",
+    "data.validation",
+    "job.resume",
+    "job.output",
+    "job.dump",
+    "cache.cold_folder",
+)
 FREE_TEXT_KEYS = (*PROMPT_KEYS, "stop", *PATH_KEYS)
 # Groups of which nothing may be chosen: presets, which set others, and parts that a model brings itself.
 MAY_BE_NULL = ("track", "experiment", "block", "position", "norm", "router", "balancer")

@@ -116,7 +116,7 @@ def test_what_cannot_be_tried_says_why(folder, truth, tmp_path):
     assert all("given as an object" in row.note and row.ratio is None for row in rows)
 
 
-EXACT_CACHES = ("contiguous", "growing", "paged", "prefix", "window")
+EXACT_CACHES = ("contiguous", "growing", "paged", "prefix", "tiered", "window")
 OTHER_COMPUTATIONS = ("int4", "sinks", "snapkv")
 
 
@@ -146,7 +146,7 @@ def test_a_defect_of_one_cache_is_found_in_its_row(folder, truth, tmp_path, monk
     monkeypatch.setattr(PagedLayer, "_slots", swapped)
     rows = rows_of(["caches"], folder, truth, tmp_path, "numpy", "float32")
     wrong = [row for row in rows if row.ratio is not None and row.ratio > 1.0]
-    assert {row.change for row in wrong} == {"cache=paged", "cache=prefix"}
+    assert {row.change for row in wrong} == {"cache=paged", "cache=prefix", "cache=tiered"}
     assert all(row.tap.startswith("blocks.0.attn.") for row in wrong)
 
 

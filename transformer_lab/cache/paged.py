@@ -191,7 +191,7 @@ class Paged(CachePolicy):
         table = np.arange(batch * per_row, 0, -1).reshape(per_row, batch).T
         return PagedLayer(ops.zeros(shape), ops.zeros(shape), ops.asarray(np.ascontiguousarray(table)))
 
-    def memory(self, ops: Any, config: ModelConfig) -> Pool:
+    def memory(self, ops: Any, config: ModelConfig, params: Any) -> Pool:
         self.require_fitting(config)
         return Pool(ops, config, self.block, self.most_tokens)
 

@@ -53,8 +53,8 @@ class CachePolicy:
 
     # A generation is run by these. What `begin` gives is the policy's own; what `ready` gives is what a pass takes.
 
-    def memory(self, ops: Any, config: ModelConfig) -> Any:
-        """What outlives a generation, of one model; None if nothing does."""
+    def memory(self, ops: Any, config: ModelConfig, params: Any) -> Any:
+        """What outlives a generation, of one model with these parameters; None if nothing does."""
         return None
 
     def begin(

@@ -61,6 +61,13 @@ class PrefixPool(Pool):
         self.counts.found += len(found) * self.size
         return found
 
+    def hold(self, ids: Sequence[int]) -> list[int]:
+        """The same blocks for one holder more."""
+        found = self.longest(ids)
+        for block in found:
+            self.blocks.share(block)
+        return found
+
     def remember(self, ids: Sequence[int], table: Sequence[int]) -> None:
         """The full blocks of ids lie in these blocks. What is known already stays where it is."""
         node = self.root
@@ -86,12 +93,8 @@ class PrefixRows(PagedRows):
 
     def __init__(self, pool: PrefixPool, rows: Sequence[Sequence[int]], capacity: int) -> None:
         super().__init__(pool, len(rows), capacity)
-        self.known: list[int] = []
-        for table, ids in zip(self.tables, rows, strict=True):
-            for block in pool.longest(ids):
-                pool.blocks.share(block)
-                table.append(block)
-            self.known.append(len(table) * pool.size)
+        self.tables = [pool.hold(ids) for ids in rows]
+        self.known = [len(table) * pool.size for table in self.tables]
         self.canonical = [len(ids) for ids in rows]
 
 
@@ -121,7 +124,7 @@ class Prefix(Paged):
     def chunk(self) -> int:
         return self.block
 
-    def memory(self, ops: Any, config: ModelConfig) -> PrefixPool:
+    def memory(self, ops: Any, config: ModelConfig, params: Any) -> PrefixPool:
         self.require_fitting(config)
         return PrefixPool(ops, config, self.block, self.kept_tokens)
 

@@ -126,7 +126,7 @@ class Sinks(CachePolicy):
         turns = capacity if getattr(block, "chooses_tokens", False) else None
         return marked(ops, block, self.layer(ops, block.attention, batch, capacity, turns), batch, capacity)
 
-    def memory(self, ops: Any, config: ModelConfig) -> None:
+    def memory(self, ops: Any, config: ModelConfig, params: Any) -> None:
         """A model that cannot be served is refused before there is a text."""
         if config.position is not None:
             message = (

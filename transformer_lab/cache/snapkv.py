@@ -184,7 +184,7 @@ class SnapKV(CachePolicy):
         rule = ops.zeros((0, self.budget, self.observed, self.pooling))
         return SnapLayer(ops.zeros(shape), ops.zeros(shape), ops.asarray(np.zeros(batch, np.int64)), rule)
 
-    def memory(self, ops: Any, config: ModelConfig) -> None:
+    def memory(self, ops: Any, config: ModelConfig, params: Any) -> None:
         """A model that cannot be served is refused before there is a text."""
         for block in config.blocks:
             self.layer(ops, block.attention, 1, 1)

@@ -52,7 +52,7 @@ class Engine:
 
     def take(self, params: Any) -> None:
         """These parameters from now on; what was kept of texts belongs to those before."""
-        self.params, self.memory = params, self.policy.memory(self.ops, self.config)
+        self.params, self.memory = params, self.policy.memory(self.ops, self.config, params)
 
     def run(self, function: Any, *arguments: Any) -> Any:
         """function(params, *arguments), one of the two. If it fails where arrays are consumed, what was kept of texts

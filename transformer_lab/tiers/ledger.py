@@ -3,10 +3,11 @@
 What comes to a tier and goes from it is counted under the lock of that tier, lookups under the lock of all.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 from transformer_lab.tiers.block import Block
+
+REASONS = ("budget", "damage", "collision", "replaced", "closed", "written", "kept", "too large", "off")
 
 
 @dataclass
@@ -45,7 +46,7 @@ class TierCounts:
     others: Amount = field(default_factory=Amount)
     resident: Amount = field(default_factory=Amount)
     hits: Amount = field(default_factory=Amount)
-    evicted: dict[str, Amount] = field(default_factory=lambda: defaultdict(Amount))
+    evicted: dict[str, Amount] = field(default_factory=lambda: {reason: Amount() for reason in REASONS})
     lookups: int = 0
     misses: int = 0
     collisions: int = 0

@@ -1,0 +1,252 @@
+"""The cache with tiers: what is read back is what was computed, or it is not read back."""
+
+import gc
+import json
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cache_models import BACKENDS, LEARNED, ROTARY, arrays_of, fed, ids, model, uncached
+
+from transformer_lab.cache import tiered
+from transformer_lab.cache.none import NoCache
+from transformer_lab.cache.tiered import Tiered
+from transformer_lab.errors import ConfigurationError
+from transformer_lab.tiers.tiers import Found, Tiers
+
+SIZE = 4
+TEXT, AFTER = ids(1, 30), [ids(2, 4)]
+
+
+def cold(folder, **more):
+    return Tiered(SIZE, **{"warm_bytes": 0, "cold_folder": folder} | more)
+
+
+def seen(policy, prompts=(TEXT,), config=ROTARY, **more):
+    """A run of its own over these prompts: (its logits, the pool when all is in the files)."""
+    built = model(config, policy, **more)
+    logits = fed(built, list(prompts), [ids(70 + row, 4) for row in range(len(prompts))])
+    pool = built.engine.memory
+    pool.tiers.flush()
+    assert pool.tiers.check() == []
+    return logits, pool
+
+
+def judged(policy, prompts=(TEXT,), config=ROTARY, **more):
+    """How many tokens were found; each logit must be that of an uncached pass, bit for bit."""
+    logits, pool = seen(policy, prompts, config, **more)
+    plain = model(config, NoCache(), **more)
+    assert (logits == uncached(plain, list(prompts), [ids(70 + row, 4) for row in range(len(prompts))])).all()
+    return pool.counts.found
+
+
+@pytest.mark.parametrize("precision", ["exact", "float32"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_run_finds_it_and_has_the_same_bits(tmp_path, backend, precision):
+    first, _ = seen(cold(tmp_path), backend=backend, precision=precision)
+    second, pool = seen(cold(tmp_path), backend=backend, precision=precision)
+    assert pool.counts.found == 28 and pool.tiers.ledger.cold.hits.tokens == 28
+    assert (first == second).all()
+
+
+def test_what_differs_in_anything_that_counts_is_not_found(tmp_path):
+    """Each of these was taken for the same somewhere: other weights under one name, other precisions, other passes."""
+    assert judged(cold(tmp_path)) == 0
+    assert judged(cold(tmp_path)) == 28
+    assert judged(cold(tmp_path), seed=5) == 0
+    assert judged(replace(cold(tmp_path), block=8)) == 0
+    assert seen(cold(tmp_path), precision="float32")[1].counts.found == 0
+    assert seen(cold(tmp_path), precision="float64")[1].counts.found == 0
+    assert judged(cold(tmp_path), backend="torch") == 0
+    narrow = replace(ROTARY, blocks=tuple(replace(b, attention=replace(b.attention, window=5)) for b in ROTARY.blocks))
+    assert judged(cold(tmp_path), config=narrow) == 0
+    assert judged(cold(tmp_path), [TEXT[4:]]) == 0  # the same tokens at other positions
+    assert judged(cold(tmp_path), [[*TEXT[:9], *ids(3, 12)]]) == 8
+    assert judged(cold(tmp_path)) == 28
+
+
+def test_the_manual_operations_are_others(tmp_path):
+    seen(cold(tmp_path), precision="float32", ops="fused")
+    assert seen(cold(tmp_path), precision="float32", ops="manual")[1].counts.found == 0
+
+
+def test_other_weights_in_a_running_model(tmp_path):
+    built = model(ROTARY, cold(tmp_path))
+    fed(built, [TEXT], AFTER)
+    built.engine.memory.tiers.flush()
+    built.replace_weights(arrays_of(ROTARY, seed=5))
+    logits = fed(built, [TEXT], AFTER)
+    assert built.engine.memory.counts.found == 0
+    assert (logits == uncached(model(ROTARY, NoCache(), seed=5), [TEXT], AFTER)).all()
+
+
+def test_hits_and_misses_in_one_batch(tmp_path):
+    seen(cold(tmp_path))
+    prompts = [ids(5, 21), TEXT, ids(6, 2), [*TEXT[:9], *ids(7, 3)], TEXT[:15]]
+    assert judged(cold(tmp_path), prompts) == 28 + 8 + 12
+
+
+@pytest.mark.parametrize("eviction", ["lru", "lfu"])
+def test_churn_above_the_pool_and_then_the_first_prompt(tmp_path, eviction):
+    """A pool of two blocks: what it gave away comes back from memory or, with none, from the files."""
+    for warm in (10**6, 0):
+        policy = cold(tmp_path / str(warm), kept_tokens=8, warm_bytes=warm, eviction=eviction)
+        built = model(ROTARY, policy)
+        for seed in (1, *range(10, 16), 1):
+            found = built.engine.memory.counts.found
+            text = ids(seed, 14)
+            assert (fed(built, [text], AFTER) == uncached(built, [text], AFTER)).all()
+        pool = built.engine.memory
+        assert pool.counts.found - found == 12 and pool.counts.forgotten > 0
+        hits = pool.tiers.ledger
+        assert (hits.warm.hits.blocks > 0) == bool(warm) and pool.tiers.check() == []
+        assert pool.blocks.held == 0
+
+
+@pytest.mark.parametrize("where", [-3, 60])  # in the payload, in the header
+def test_a_flipped_bit_costs_a_block_and_no_answer(tmp_path, where):
+    _, pool = seen(cold(tmp_path))
+    key, _ = list(pool._keys(TEXT))[3]
+    file = tmp_path / f"{key.hex()}.block"
+    content = bytearray(file.read_bytes())
+    content[where] ^= 1
+    file.write_bytes(content)
+    logits, pool = seen(cold(tmp_path))
+    assert pool.counts.found == 12 and pool.tiers.ledger.cold.damaged == 1
+    assert (logits == seen(cold(tmp_path / "elsewhere"))[0]).all()
+    assert judged(cold(tmp_path)) == 28  # it has been written again
+
+
+def test_hits_that_are_computed_again_agree(tmp_path):
+    for backend in BACKENDS:
+        seen(cold(tmp_path), backend=backend)
+        _, pool = seen(cold(tmp_path, shadow=1.0), backend=backend)
+        (outcome,) = pool.shadow.outcomes.values()  # of one block: what follows a doubt is not asked for
+        assert (outcome.checked, outcome.agreed, outcome.largest) == (1, 1, 0.0)
+        assert pool.sound and pool.to_dict()["shadow"]["cold"]["checked"] == 1
+
+
+@pytest.mark.parametrize("precision", ["exact", "float32"])
+def test_a_tier_that_lies_is_found_out(tmp_path, monkeypatch, precision):
+    """What comes back is another block, with right checksums: only computing it again can tell."""
+    right, _ = seen(cold(tmp_path), precision=precision)
+    true_get = Tiers.get
+
+    def lying(self, key, token_ids):
+        found = true_get(self, key, token_ids)
+        return found and Found({name: array + np.float32(0.5) for name, array in found.arrays.items()}, found.tier)
+
+    monkeypatch.setattr(Tiers, "get", lying)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrong, pool = seen(cold(tmp_path), precision=precision)
+        assert (wrong != right).any()  # so it matters
+    with pytest.warns(RuntimeWarning, match=r"from the cold tier .* is off by up to .*Remove cache\.cold_folder"):
+        logits, pool = seen(cold(tmp_path, shadow=1.0), precision=precision)
+    assert (logits == right).all() and not pool.sound
+    assert pool.shadow.outcomes["cold"].agreed == 0
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["no weights", "no configuration", "no tokens before", "layers swapped", "another block"],
+)
+def test_planted_mistakes_change_an_answer(tmp_path, monkeypatch, mistake):
+    """Each mistake makes one of the judgements above fail: they see it."""
+    if mistake == "no weights":
+        monkeypatch.setattr("transformer_lab.cache.provenance.weights_digest", lambda ops, params: "")
+        seen(cold(tmp_path))
+        with pytest.raises(AssertionError):
+            judged(cold(tmp_path), seed=5)
+        return
+    if mistake == "no configuration":
+        true = tiered.provenance
+        monkeypatch.setattr(tiered, "provenance", lambda *given: replace(true(*given), configuration=""))
+        seen(cold(tmp_path))
+        narrow = tuple(replace(b, attention=replace(b.attention, window=5)) for b in ROTARY.blocks)
+        with pytest.raises(AssertionError):
+            judged(cold(tmp_path), config=replace(ROTARY, blocks=narrow))
+        return
+    if mistake == "no tokens before":
+        monkeypatch.setattr(tiered, "next_key", lambda key, part, passes: tiered.first_key(_named(part)))
+        seen(cold(tmp_path), config=LEARNED)
+        with pytest.raises(AssertionError):
+            judged(cold(tmp_path), [TEXT[4:]], config=LEARNED)
+        return
+    seen(cold(tmp_path))
+    if mistake == "layers swapped":
+        true_write = tiered.TieredPool._write
+
+        def swapped(self, blocks, fetched):
+            other = {"0": "1", "1": "0"}
+            true_write(self, blocks, [{f"{other[n[0]]}{n[1:]}": a for n, a in each.items()} for each in fetched])
+
+        monkeypatch.setattr(tiered.TieredPool, "_write", swapped)
+    else:
+        true_write = tiered.TieredPool._write
+        monkeypatch.setattr(
+            tiered.TieredPool, "_write", lambda self, b, fetched: true_write(self, b, [*fetched[:-1], fetched[0]])
+        )
+    with pytest.raises(AssertionError):
+        judged(cold(tmp_path))
+
+
+def _named(part):
+    from transformer_lab.tiers.key import Provenance
+
+    return Provenance(str(part), "", "", "", "")
+
+
+def test_a_tier_that_nobody_reads_is_told(tmp_path):
+    built = model(ROTARY, cold(tmp_path, kept_tokens=4))
+    with pytest.warns(RuntimeWarning, match=r"The cold tier .* was written \d+ times and never read"):
+        for seed in range(20, 40):
+            built.generate(ids(seed, 21), 1)
+            built.engine.memory.tiers.flush()
+
+
+def test_the_end_of_a_process_is_enough(tmp_path):
+    """Nobody closes a cache: what is on its way is written when its process ends, or its model goes."""
+    built = model(ROTARY, cold(tmp_path, warm_bytes=10**6))
+    built.generate(TEXT, 1)
+    del built
+    gc.collect()
+    assert judged(cold(tmp_path)) == 28
+
+
+def test_a_second_command_line_finds_what_the_first_computed(tmp_path):
+    """Whole processes: the text is the same, and the files are read and not written again."""
+    folder, texts = tmp_path / "cold $HOME, [x]", []
+    words = [sys.executable, "-m", "transformer_lab", "max_new_tokens=8", "prompt=" + "The king had a daughter. " * 20]
+    for more in (["cache=contiguous"], *2 * [["cache=tiered", f"cache.cold_folder={folder}"]]):
+        done = subprocess.run([*words, *more], cwd=tmp_path, capture_output=True, text=True, check=True)
+        texts.append(done.stdout)
+        files = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.block")} if folder.is_dir() else {}
+        assert more == ["cache=contiguous"] or len(files) >= 1
+    assert texts[0] == texts[1] == texts[2]
+    records = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("result.json"))]
+    assert len(records) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"warm_bytes": -1}, r"cache\.warm_bytes is -1; it must be a whole number of bytes"),
+        ({"cold_bytes": 1.5}, r"cache\.cold_bytes is 1\.5"),
+        ({"shadow": 2}, r"cache\.shadow is 2; it must be a share"),
+        ({"eviction": "random"}, r"cache\.eviction is 'random'; choose one of lru, lfu"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Tiered(**fields)
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_tier(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(RuntimeWarning, match=r"cold tier in .* is switched off"):
+        built = model(ROTARY, cold(tmp_path / "file"))
+        assert (fed(built, [TEXT], AFTER) == uncached(built, [TEXT], AFTER)).all()

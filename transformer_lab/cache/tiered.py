@@ -1,0 +1,175 @@
+"""A prefix cache with tiers below the device: host memory and files. `cache=tiered` builds it.
+
+What the pool gives away is read back from there, and what an earlier process computed too, where its provenance is the
+same (`provenance.py`, `tiers/key.py`). The pool is the hot tier; a text's blocks are put into the tiers when it ends.
+"""
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformer_lab.cache.prefix import Prefix, PrefixPool
+from transformer_lab.cache.provenance import provenance
+from transformer_lab.errors import ConfigurationError
+from transformer_lab.model.config import ModelConfig
+from transformer_lab.model.limits import require_choice
+from transformer_lab.paths import expanded
+from transformer_lab.tiers.block import Arrays
+from transformer_lab.tiers.eviction import Eviction, FrequentlyUsed, LeastRecentlyUsed
+from transformer_lab.tiers.key import first_key, next_key
+from transformer_lab.tiers.shadow import Shadow
+from transformer_lab.tiers.tiers import Found, Tiers
+
+EVICTIONS: dict[str, Callable[[], Eviction]] = {"lru": LeastRecentlyUsed, "lfu": FrequentlyUsed}
+# How far a number that is computed again may be off, relative to the largest of its block, where a batch of another
+# size is added up in another order. In exact mode it may not be off at all.
+ADDED_OTHERWISE = 1e-3
+
+
+class TieredPool(PrefixPool):
+    """A prefix pool that asks its tiers for the blocks that it lacks."""
+
+    def __init__(self, ops: Any, config: ModelConfig, params: Any, policy: "Tiered") -> None:
+        super().__init__(ops, config, policy.block, policy.kept_tokens)
+        folder = None if policy.cold_folder is None else expanded(policy.cold_folder)
+        self.tiers = Tiers(policy.warm_bytes, folder, policy.cold_bytes, EVICTIONS[policy.eviction])
+        self.shadow = Shadow(policy.shadow)
+        self.sound = True  # no block was found to be another than what is computed
+        self._start = first_key(provenance(ops, config, params, policy.block))
+        self._doubted: dict[bytes, Found] = {}  # hits that are computed again
+        self._lookups = 0
+        self._inert: list[str] = []
+        weakref.finalize(self, self.tiers.close)  # at the end of the process too
+
+    def hold(self, ids: Sequence[int]) -> list[int]:
+        table = super().hold(ids)
+        fetched = []
+        for number, (key, part) in enumerate(self._keys(ids[:-1])):
+            if number < len(table):
+                continue
+            found = self._fetched(key, part)
+            if found is None:
+                break
+            fetched.append(found.arrays)
+        for arrays_left in range(len(fetched), 0, -1):
+            table.append(self.take(table[-1] + 1 if table else 1, arrays_left - 1))
+        if fetched:
+            new = table[-len(fetched) :]
+            self._write(new, fetched)
+            super().remember(ids[: len(table) * self.size], table)
+            self.counts.found += len(fetched) * self.size
+        return table
+
+    def remember(self, ids: Sequence[int], table: Sequence[int]) -> None:
+        super().remember(ids, table)
+        for (key, part), block in zip(self._keys(ids), table, strict=False):
+            if key in self._doubted:
+                self._compare(self._doubted.pop(key), self._read(block))
+            if self.sound and not self.tiers.contains(key):
+                self.tiers.put(key, part, self._read(block))
+        for name in self.tiers.ledger.inert():
+            if name not in self._inert:
+                self._inert.append(name)
+                message = (
+                    f"The {name} tier of the cache was written {self.tiers.ledger.inert_after} times and never read. "
+                    "Give it more bytes, or turn it off."
+                )
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def _keys(self, ids: Sequence[int]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+        """The key and the tokens of each full block."""
+        key = self._start
+        for first in range(0, len(ids) - self.size + 1, self.size):
+            part = tuple(ids[first : first + self.size])
+            key = next_key(key, part, [self.size])
+            yield key, part
+
+    def _fetched(self, key: bytes, part: tuple[int, ...]) -> Found | None:
+        """From the tiers, unless it is to be computed again to see whether it is right."""
+        found = self.tiers.get(key, part) if self.sound else None
+        if found is None:
+            return None
+        self._lookups += 1
+        if self.shadow.chosen(self._lookups):
+            self._doubted[key] = found
+            return None
+        return found
+
+    def _read(self, block: int) -> Arrays:
+        """Its keys and values of all layers, [K, Z, N] each."""
+        return {
+            f"{layer}.{kind}": np.asarray(self.ops.to_numpy(pool[:, block, ...]))
+            for layer, pools in enumerate(self.layers)
+            for kind, pool in zip(("keys", "values"), pools, strict=True)
+        }
+
+    def _write(self, blocks: Sequence[int], fetched: Sequence[Arrays]) -> None:
+        """Several at once: where arrays are immutable, each write copies the pool."""
+        ops, at = self.ops, self.ops.asarray(np.array(blocks))
+
+        def written(pool: Any, name: str) -> Any:
+            together = np.stack([arrays[name] for arrays in fetched], axis=1)  # [K, n, Z, N]
+            return ops.put(pool, (slice(None), at), ops.asarray(together, pool.dtype))
+
+        self.layers = [
+            (written(keys, f"{layer}.keys"), written(values, f"{layer}.values"))
+            for layer, (keys, values) in enumerate(self.layers)
+        ]
+
+    def _compare(self, found: Found, computed: Arrays) -> None:
+        """A tier that gave something else than what is computed is not asked again, and whoever runs this is told."""
+        exact = self.ops.precision == "exact"
+        largest = max(float(np.max(np.abs(array), initial=0.0)) for array in computed.values())
+        self.shadow.bounds = {} if exact else {found.tier: ADDED_OTHERWISE * largest}
+        if not self.shadow.record(found.tier, found.arrays, computed):
+            self.sound = False
+            off = self.shadow.outcomes[found.tier].largest
+            message = (
+                f"A block from the {found.tier} tier of the cache is off by up to {off:.3g} from what is computed. The "
+                "tiers are not used any more in this run. Remove cache.cold_folder, and please report it."
+            )
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was found, tier by tier, and what came of computing it again."""
+        outcomes = {tier: asdict(outcome) for tier, outcome in self.shadow.outcomes.items()}
+        return {"prefix": asdict(self.counts), "tiers": asdict(self.tiers.ledger), "shadow": outcomes}
+
+
+@dataclass(frozen=True)
+class Tiered(Prefix):
+    """block, kept_tokens: as `Prefix` has them; kept_tokens is the budget of the hot tier, beside texts under way.
+
+    warm_bytes, cold_bytes: budgets of host memory and of the files in cold_folder; 0, or no folder, turns a tier off.
+    eviction: "lru" or "lfu" (`tiers/eviction.py`). shadow: the share of hits that are computed again and compared.
+
+    In float32 blocks of decoded tokens stay in the pool's text alone, because they have other last bits.
+    """
+
+    decoded: bool = field(default=False, init=False)
+    warm_bytes: int = 256 * 2**20
+    cold_folder: str | Path | None = None
+    cold_bytes: int = 4 * 2**30
+    eviction: str = "lru"
+    shadow: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("cache.eviction", self.eviction, tuple(EVICTIONS))
+        for name in ("warm_bytes", "cold_bytes"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+                message = f"cache.{name} is {size!r}; it must be a whole number of bytes, or 0 for none."
+                raise ConfigurationError(message)
+        if isinstance(self.shadow, bool) or not isinstance(self.shadow, (int, float)) or not 0 <= self.shadow <= 1:
+            message = f"cache.shadow is {self.shadow!r}; it must be a share of the hits, from 0 to 1."
+            raise ConfigurationError(message)
+
+    def memory(self, ops: Any, config: ModelConfig, params: Any) -> TieredPool:
+        self.require_fitting(config)
+        return TieredPool(ops, config, params, self)
