@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -86,13 +88,20 @@ if os.geteuid() == 0:
 """
 
 
+@pytest.fixture
+def open_folder():
+    """One that everybody may enter and write to; pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory() as root:
+        os.chmod(root, 0o755)
+        folder = Path(root) / "cold"
+        folder.mkdir()
+        folder.chmod(0o777)
+        yield folder
+
+
 @pytest.mark.parametrize("when", ["before", "while it runs"])
-def test_a_folder_that_is_read_only(tmp_path, when):
-    folder = tmp_path / "cold"
-    folder.mkdir(mode=0o777)
-    if os.geteuid() == 0:
-        for path in (folder, tmp_path, *tmp_path.parents[:2]):
-            os.chmod(path, 0o777 if path == folder else 0o755)
+def test_a_folder_that_is_read_only(open_folder, when):
+    folder = open_folder
     change = "os.seteuid(0); folder.chmod(0o555); os.seteuid(65534)" if os.geteuid() == 0 else "folder.chmod(0o555)"
     starts = "tiers = Tiers(300_000, folder, 10**9)"
     steps = [change, starts] if when == "before" else [starts, change]

@@ -87,6 +87,14 @@ def the_laws_hold(folder):
         assert tiers.check() == [] and tiers.ledger.promotions == 1
 
 
+def what_was_replaced_is_counted_as_gone(folder):
+    with Tiers(9 * BYTES, folder, 9 * FILE) as tiers:
+        for other in (False, True):
+            tiers.put(key(0), tokens(0, other), arrays(0, other))
+            tiers.flush()
+        assert tiers.check() == [] and tiers.ledger.warm.resident.blocks == tiers.ledger.cold.resident.blocks == 1
+
+
 def passes_are_in_the_key(_):
     assert key_module.next_key(b"", [1, 2], [2]) != key_module.next_key(b"", [1, 2], [1, 1])
 
@@ -194,7 +202,12 @@ def evicted_and_still_counted(patch):
 
 def evicted_file_still_counted(patch):
     real = Amount.change
-    patch.setattr(Amount, "change", lambda self, blocks, *rest: real(self, blocks, *rest) if blocks > 0 else None)
+
+    def change(self, blocks, tokens, size):
+        if (blocks, tokens) != (-1, -4) or size == -BYTES:  # the bytes of a file are more
+            real(self, blocks, tokens, size)
+
+    patch.setattr(Amount, "change", change)
 
 
 def promotion_counted_twice(patch):
@@ -282,8 +295,8 @@ MISTAKES = {
     checksum_of_the_payload_alone: a_changed_header_is_a_miss,
     checksum_not_looked_at: a_changed_payload_is_a_miss,
     hash_alone: other_tokens_are_a_miss,
-    evicted_and_still_counted: the_laws_hold,
-    evicted_file_still_counted: the_laws_hold,
+    evicted_and_still_counted: what_was_replaced_is_counted_as_gone,
+    evicted_file_still_counted: what_was_replaced_is_counted_as_gone,
     promotion_counted_twice: the_laws_hold,
     promoted_though_it_is_there: the_laws_hold,
     key_without_passes: passes_are_in_the_key,
