@@ -101,6 +101,10 @@ class Pool:
     def forgotten(self, block: int) -> None:
         """What was kept in this block is about to be written over."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return {"blocks": self.blocks.count, "tokens_of_a_block": self.size}
+
     def take(self, near: int, and_more: int) -> int:
         """A block for one holder. and_more: how many will be asked for after it, so that the pool grows but once."""
         blocks = self.blocks

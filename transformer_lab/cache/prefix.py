@@ -5,7 +5,7 @@ that tokens are compared and never a hash of them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transformer_lab.cache.paged import Paged, PagedRows, Pool
@@ -77,6 +77,9 @@ class PrefixPool(Pool):
                 node.children[part] = self._known[block] = Node(part, node, block)
                 self.counts.kept += self.size
             node = node.children[part]
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"prompt_tokens": asdict(self.counts)}
 
     def is_known(self, block: int) -> bool:
         return block in self._known

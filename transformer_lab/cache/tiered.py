@@ -138,7 +138,7 @@ class TieredPool(PrefixPool):
     def to_dict(self) -> dict[str, Any]:
         """What was found, tier by tier, and what came of computing it again."""
         outcomes = {tier: asdict(outcome) for tier, outcome in self.shadow.outcomes.items()}
-        return {"prefix": asdict(self.counts), "tiers": asdict(self.tiers.ledger), "shadow": outcomes}
+        return super().to_dict() | {"tiers": asdict(self.tiers.ledger), "shadow": outcomes}
 
 
 @dataclass(frozen=True)

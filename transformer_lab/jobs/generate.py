@@ -48,6 +48,8 @@ class Generate:
             ]
             output = _completion(prompt, generations[0]) | ({} if chat is None else {"chat": chat})
         sys.stdout.flush()
+        if (memory := model.engine.memory) is not None:
+            output |= {"cache": memory.to_dict()}
         timing = asdict(generations[0].timing) | {"load_s": model.load_seconds}
         _print_table(model, timing)
         return Result(output=output, model=model, timing=timing)
@@ -116,6 +118,8 @@ def _print_table(model: Any, timing: dict[str, float | None]) -> None:
         "decode\ntokens/s": _number(timing["decode_tokens_per_s"], 1),
         "memory\nMB": _number(None if memory is None else memory / 1e6, 0),
     }
+    if "prompt_tokens" in (found := model.engine.memory.to_dict() if model.engine.memory else {}):
+        columns["found in\nthe cache"] = f"{found['prompt_tokens']['found']} of {found['prompt_tokens']['asked']}"
     table = Table(title=Text(in_words(model)), box=SIMPLE_HEAD)  # Text: brackets in a path are no markup
     for name in columns:
         table.add_column(name, justify="right")
