@@ -39,10 +39,11 @@ PATH_KEYS = (
     "job.output",
     "job.dump",
     "cache.cold_folder",
+    "residency.folder",
 )
 FREE_TEXT_KEYS = (*PROMPT_KEYS, "stop", *PATH_KEYS)
 # Groups of which nothing may be chosen: presets, which set others, and parts that a model brings itself.
-MAY_BE_NULL = ("track", "experiment", "block", "position", "norm", "router", "balancer")
+MAY_BE_NULL = ("track", "experiment", "block", "position", "norm", "router", "balancer", "residency")
 
 
 def take_free_text(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from transformer_lab.backends.plain.manual import identity
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.decoder import forward
 
@@ -18,12 +19,15 @@ class Engine:
 
     def __init__(self, ops: Any, config: ModelConfig, params: Any, policy: Any) -> None:
         self.ops, self.config, self.policy = ops, config, policy
+        self.tap = identity  # what looks at every pass
         self.take(params)
 
         def extend(params: Any, token_ids: Any, start: Any, last: Any, cache: Any) -> tuple[Any, Any]:
             """Feeds token_ids [B, T] from positions start [B]; -> (logits [B, V] after each row's `last`, cache)."""
             at = ops.xp.clip(last, 0, None)  # of a row that brings nothing, -1
-            logits, cache = forward(ops, config, params, token_ids, start, cache, logits_at=at, lengths=last + 1)
+            logits, cache = forward(
+                ops, config, params, token_ids, start, cache, self.tap, logits_at=at, lengths=last + 1
+            )
             return logits[:, 0, :], cache
 
         def greedy(params: Any, token: Any, start: Any, cache: Any, found: Any, scores: Any, count: Any) -> Any:
@@ -35,7 +39,7 @@ class Engine:
 
             def step(i: Any, carry: Any) -> Any:
                 cache, token, found, scores = carry
-                logits, cache = forward(ops, config, params, token[:, None], start + i, cache)
+                logits, cache = forward(ops, config, params, token[:, None], start + i, cache, self.tap)
                 logits = logits[:, 0, :]
                 token = ops.cast(xp.argmax(logits, axis=-1), ops.index_dtype)
                 score = -ops.cross_entropy(logits, token)

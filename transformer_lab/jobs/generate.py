@@ -50,6 +50,8 @@ class Generate:
         sys.stdout.flush()
         if (memory := model.engine.memory) is not None:
             output |= {"cache": memory.to_dict()}
+        if model.experts is not None:
+            output |= {"experts": model.experts.to_dict()}
         timing = asdict(generations[0].timing) | {"load_s": model.load_seconds}
         _print_table(model, timing)
         return Result(output=output, model=model, timing=timing)

@@ -27,6 +27,7 @@ def load_chosen_model(settings: Settings) -> Any:
             ops=ops,
             tokenizer=settings.sections["tokenizer"]["name"],
             cache=settings.build("cache"),
+            residency=settings.build("residency") if "residency" in settings.sections else None,
             **chosen_parts(settings),
             revision=chosen["revision"],
             weights=chosen["weights"],

@@ -33,7 +33,8 @@ class LanguageModel:
     source: what load_model was given; folder: where the weights lie, or None; adapter: the folder of a LoRA adapter
     that was added to them, or None; load_seconds: how long loading took.
     end_of_text_ids: every id that ends a generation; generation_config.json and config.json may list several.
-    original: what else the folder says, which `save` gives back.
+    original: what else the folder says, which `save` gives back. experts: the `ResidentExperts`, if not all are in
+    memory.
     """
 
     source = ""
@@ -41,6 +42,7 @@ class LanguageModel:
     adapter: Path | None = None
     load_seconds = 0.0
     original = checkpoints.Original()
+    experts: Any = None
 
     def __init__(self, backend: Any, config: ModelConfig, params: Any, tokenizer: Tokenizer | None, cache: Any) -> None:
         self.backend, self.config, self.params, self.tokenizer = backend, config, params, tokenizer

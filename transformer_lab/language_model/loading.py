@@ -33,6 +33,7 @@ def load_model(
     tokenizer: str | None = None,
     *,
     cache: Any = None,
+    residency: Any = None,
     block: Any = None,
     attention: Any = None,
     position: Any = None,
@@ -57,6 +58,7 @@ def load_model(
     tokenizer: None or "byte_bpe" (by hand), or "huggingface" (the `tokenizers` library).
     cache: a policy of transformer_lab.cache, or its name; None is Contiguous(). device: as the backend calls it; None
         is the CPU.
+    residency: a `Residency`, for a model whose experts take more memory than there is.
     block, attention, position, norm, ffn, router, balancer: other parts in every layer (`with_parts`): a component, or
         of attention and ffn the fields to change, such as ffn={"activation": "relu"}.
     weights: "random" takes only the shape of `source` and draws weights from `seed`; nothing is downloaded for a
@@ -80,6 +82,8 @@ def load_model(
     parts = {"block": block, "attention": attention, "position": position, "norm": norm, "ffn": ffn}
     parts |= {"router": router, "balancer": balancer}
     config, original = with_parts(checkpoints.read_config(folder), **parts), checkpoints.read_original(folder)
+    experts = None if residency is None else residency.begin(backend, config)
+    place = backend.place if experts is None else experts.place
     found: list[Tokenizer | None] = []
 
     def before_reading() -> None:
@@ -87,19 +91,23 @@ def load_model(
         kind = tokenizer or "byte_bpe"
         own = fitting_tokenizer(adapter, config, kind) if adapter else None  # one that was trained with it
         found.append(own or fitting_tokenizer(folder, config, kind))
-        if backend.device == "cpu":
+        if backend.device == "cpu" and experts is None:
             require_bytes(count(config) * _BYTES.get(backend.precision, 4), f"{source}, {count(config):,} parameters")
 
     with enough_memory(f"{source}: it has {count(config):,} parameters"):
         if random:
             before_reading()
-            params = placed_at_random(config, backend, seed, weights == "shaken", progress)
+            params = placed_at_random(config, place, seed, weights == "shaken", progress)
         else:
             report = (lambda done, total: progress("weights", done, total)) if progress else None
             dtype = np.float64 if backend.precision == "float64" else np.float32
-            params = checkpoints.load_parameters(folder, config, backend.place, dtype, report, before_reading, adapter)
+            params = checkpoints.load_parameters(folder, config, place, dtype, report, before_reading, adapter)
         add_derived(config, backend, params)
     model = LanguageModel(backend, config, params, found[0], cache or Contiguous())
+    if experts is not None:
+        model.experts = experts
+        if residency.prefetch and backend.precision != "exact":
+            model.engine.tap = experts.looking_ahead(config, params)
     model.source, model.folder, model.adapter = str(source), None if random else folder, adapter
     model.original, model.end_of_text_ids = original, original.end_of_text_ids
     model.load_seconds = time.perf_counter() - begin

@@ -1,6 +1,6 @@
 """Weights brought to a backend, given or drawn, and what is derived from them there. It knows no files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,12 @@ def placed(config: ModelConfig, backend: Any, arrays: Mapping[str, np.ndarray]) 
 
 
 def placed_at_random(
-    config: ModelConfig, backend: Any, seed: int, shaken: bool, progress: Progress | None
+    config: ModelConfig, place: Callable[[str, np.ndarray], Any], seed: int, shaken: bool, progress: Progress | None
 ) -> dict[str, Any]:
     """Weights drawn from `seed` (`initialise`), one by one; without what is derived from them."""
     total, found = len(shapes(config)), {}
     for done, (name, array) in enumerate(initialise(config, seed, shaken), start=1):
-        found[name] = backend.place(name, array)
+        found[name] = place(name, array)
         if progress:
             progress("weights", done, total)
     return nest(found)

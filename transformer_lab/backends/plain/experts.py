@@ -4,7 +4,7 @@
 there at once; one that compiles has ways of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from transformer_lab.errors import ConfigurationError
@@ -18,6 +18,23 @@ class NoSuchExpert(ConfigurationError):
 
 class Stacked(tuple[Any, ...]):
     """The kernels of experts, placed one by one."""
+
+
+class Fetched(Stacked):
+    """The same, of which each is brought when somebody takes it: by `fetch(number)`."""
+
+    fetch: Callable[[int], Any]
+
+    def __new__(cls, count: int, fetch: Callable[[int], Any]) -> "Fetched":
+        made = super().__new__(cls, range(count))
+        made.fetch = fetch
+        return made
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.fetch(int(number))
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.fetch, range(len(self)))
 
 
 def picked(ops: Any, params: Any, index: Any) -> Any:
