@@ -19,14 +19,13 @@ from tests.tiers.blocks import *
 from transformer_lab.tiers.tiers import Tiers
 print("loaded", flush=True)
 for folder in sys.stdin:
-    if not (child := os.fork()):
+    if not os.fork():
         tiers = Tiers(2 * BYTES, Path(folder.strip()), 40 * FILE)
-        print("ready", flush=True)
+        print(os.getpid(), flush=True)
         for number in itertools.count():
             tiers.put(key(number % 100), tokens(number % 100), arrays(number % 100))
             tiers.get(key(number * 7 % 100), tokens(number * 7 % 100))
-    print(child, flush=True)
-    os.waitpid(child, 0)
+    os.wait()
     print("gone", flush=True)
 """
 
@@ -34,19 +33,25 @@ for folder in sys.stdin:
 def killed_at(moments, folder):
     """A process is forked for each moment, and is killed so many seconds after it began to write."""
     server = subprocess.Popen(
-        [sys.executable, "-c", WRITES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, "-c", WRITES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        start_new_session=True,
     )
     with server:
-        assert server.stdout.readline() == "loaded\n"
-        for moment in moments:
-            server.stdin.write(f"{folder}\n")
-            lines = {server.stdout.readline().strip() for _ in range(2)}
-            (child,) = lines - {"ready"}
-            time.sleep(moment)
-            os.kill(int(child), signal.SIGKILL)
-            assert server.stdout.readline() == "gone\n"
-            found_right(folder)
-        server.stdin.close()
+        try:
+            assert server.stdout.readline() == "loaded\n"
+            for moment in moments:
+                server.stdin.write(f"{folder}\n")
+                child = int(server.stdout.readline())
+                time.sleep(moment)
+                os.kill(child, signal.SIGKILL)
+                assert server.stdout.readline() == "gone\n"
+                found_right(folder)
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)  # also a child that was left when something failed
 
 
 def found_right(folder):
