@@ -57,7 +57,7 @@ class Residency:
     bytes: int = 2**30
     folder: str | Path | None = None
     disk_bytes: int = 2**38
-    prefetch: bool = True
+    prefetch: bool = False
 
     def __post_init__(self) -> None:
         for name in ("bytes", "disk_bytes"):
