@@ -15,10 +15,10 @@ from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from transformer_lab.config import Settings, groups, names
-from transformer_lab.errors import ConfigurationError, LabError, printable, shortened
+from transformer_lab.errors import ConfigurationError, LabError, TierWarning, printable, shortened
 from transformer_lab.memory import is_out_of_memory
 
 PACKAGE = os.path.dirname(__file__) + os.sep
@@ -114,6 +114,8 @@ def _run_job(settings: Settings, folder: Path, label: str, debug: bool) -> int:
     try:
         with warnings.catch_warnings():  # NaN and infinities are answered in words where they matter
             warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(transformer_lab|numpy)\.")
+            warnings.filterwarnings("always", category=TierWarning)
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
             result = settings.build("job").run(replace(settings, folder=folder))
         sys.stdout.flush()
         record.write(folder, record.finished(settings, result))
@@ -126,6 +128,14 @@ def _run_job(settings: Settings, folder: Path, label: str, debug: bool) -> int:
         if isinstance(error, Exception) and not isinstance(error, BrokenPipeError):
             return code  # the other runs of a sweep go on
         raise SystemExit(code) from error
+
+
+def _show_warning(otherwise: Any, message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Ours in a line, without the place in the source; others as Python shows them."""
+    if issubclass(category, TierWarning):
+        print(f"Warning: {printable(str(message))}", file=sys.stderr)
+    else:
+        otherwise(message, category, *where, **more)
 
 
 def _in_a_part_of_the_users(error: BaseException) -> str | None:

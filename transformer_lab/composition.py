@@ -382,7 +382,7 @@ def _explained(hydra: Any, error: Exception, words: Sequence[str]) -> Configurat
         if _is_choice(hydra, override) or (isinstance(siblings, dict) and last in siblings):
             continue
         group = parent.removeprefix("ffn.")
-        if siblings is None and group in ("router", "balancer"):
+        if siblings is None and group in ("router", "balancer", "residency"):
             message = (
                 f"{key} is given, and there is no {parent} that it belongs to. Choose one with it, {group}=NAME "
                 f"{group}.{last}=..., of: {', '.join(names(group))}."

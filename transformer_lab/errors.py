@@ -53,6 +53,10 @@ def listed(items: Collection[str]) -> str:
     return f"{first} and {len(items) - LISTED} more" if len(items) > LISTED else first
 
 
+class TierWarning(RuntimeWarning):
+    """A run goes on without a tier of its memory, or with one that is of no use. The command line says it in a line."""
+
+
 class LabError(Exception):
     """Something that the user can put right. Raise one of the three kinds below."""
 

@@ -2,6 +2,8 @@
 
 import gc
 import json
+import os
+import random
 import subprocess
 import sys
 import warnings
@@ -14,6 +16,7 @@ from cache_models import BACKENDS, LEARNED, ROTARY, arrays_of, fed, ids, model, 
 from transformer_lab.cache import tiered
 from transformer_lab.cache.none import NoCache
 from transformer_lab.cache.tiered import Tiered
+from transformer_lab.cli import main
 from transformer_lab.errors import ConfigurationError
 from transformer_lab.tiers.tiers import Found, Tiers
 
@@ -248,8 +251,65 @@ def test_what_cannot_be_is_refused(fields, message):
         Tiered(**fields)
 
 
+def test_the_command_line_says_that_a_tier_is_off(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    assert main(["cache=tiered", "cache.cold_folder=file", "max_new_tokens=2", "prompt=The king"]) == 0
+    said = capsys.readouterr().err
+    assert "Warning: The cold tier in file is switched off: " in said and ".py" not in said
+
+
 def test_a_folder_that_cannot_be_written_costs_only_the_tier(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.warns(RuntimeWarning, match=r"cold tier in .* is switched off"):
         built = model(ROTARY, cold(tmp_path / "file"))
         assert (fed(built, [TEXT], AFTER) == uncached(built, [TEXT], AFTER)).all()
+
+
+def _tampered(draw, folder):
+    """Something that may happen to a folder between two texts."""
+    files = sorted(folder.glob("*.block"))
+    what = draw.choice(["nothing", "swapped", "cut", "flipped", "removed", "no index", "junk for an index"])
+    if what == "swapped" and len(files) > 1:
+        one, other = draw.sample(files, 2)
+        contents = one.read_bytes(), other.read_bytes()
+        one.write_bytes(contents[1])
+        other.write_bytes(contents[0])
+    elif what == "cut" and files:
+        os.truncate(draw.choice(files), draw.randrange(400))
+    elif what == "flipped" and files:
+        file = draw.choice(files)
+        content = bytearray(file.read_bytes())
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+    elif what == "removed" and files:
+        draw.choice(files).unlink()
+    elif what == "no index":
+        (folder / "index.sqlite").unlink(missing_ok=True)
+    elif what == "junk for an index":
+        (folder / "index.sqlite").write_bytes(draw.randbytes(5000))
+
+
+@pytest.mark.filterwarnings("ignore:The (cold|warm) tier")
+@pytest.mark.parametrize("seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(10, 80))])
+def test_no_folder_however_it_is_treated_changes_a_bit(tmp_path, seed):
+    """Texts that begin alike, to around a block's border, over budgets from one block up, with new processes between
+    them and with what may happen to files."""
+    draw, beginning, plain = random.Random(seed), ids(seed, 40), model(ROTARY, NoCache())
+
+    def begun():
+        budgets = {"kept_tokens": draw.choice([1, 8, 8192]), "warm_bytes": draw.choice([0, 3000, 10**6])}
+        more = {"cold_bytes": draw.choice([1000, 5000, 10**8]), "shadow": draw.choice([0.0, 0.5])}
+        return model(ROTARY, cold(tmp_path, eviction=draw.choice(["lru", "lfu"]), **budgets, **more))
+
+    built = begun()
+    for _ in range(4):
+        lengths = [draw.choice([3, 4, 5, 7, 8, 9, 12, 16, 17, 31, 32, 33]) for _ in range(draw.randrange(1, 4))]
+        prompts = [beginning[:length] + ids(draw.randrange(99), draw.randrange(9)) for length in lengths]
+        after = [ids(90 + row, 3) for row in range(len(prompts))]
+        assert (fed(built, prompts, after) == uncached(plain, prompts, after)).all()
+        pool = built.engine.memory
+        pool.tiers.flush()
+        assert pool.tiers.check() == [] and pool.sound and pool.blocks.held == 0
+        _tampered(draw, tmp_path)
+        built = begun() if draw.random() < 0.5 else built

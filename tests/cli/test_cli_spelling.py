@@ -82,6 +82,7 @@ MISTAKES = {
     "prompt_ids=12": ["prompt_ids"],
     "router.k=1": ["no router that it belongs to", "router=NAME router.k=", "mixtral"],
     "ffn.router.k=1": ["no ffn.router that it belongs to", "router=NAME router.k="],
+    "residency.bytes=1": ["residency=NAME residency.bytes=", "tiered"],
     "balancer.rate=1": ["balancer=NAME balancer.rate=", "sign_bias"],
     "prmopt=It's late, (he said": ["prompt"],
 }

@@ -175,11 +175,17 @@ def test_a_tier_that_forgets_is_no_silent_zero(folder, monkeypatch):
         model.logits([7, 8, 9])
 
 
-def test_what_cannot_be_is_refused(folder):
+@pytest.mark.filterwarnings("ignore:The cold tier")
+def test_what_cannot_be_is_refused(folder, tmp_path):
     with pytest.raises(lab.ConfigurationError, match="this model has none"):
         lab.load_model("storybook", residency=Residency(folder=folder))
     with pytest.raises(lab.ConfigurationError, match=r"The jax backend compiles a whole step.*precision=exact"):
         resident(folder, KERNEL, "jax")
+    with pytest.raises(lab.ConfigurationError, match=r"disk_bytes is 1,000, .* take 28,311,552 bytes"):
+        lab.load_model("storybook_moe", residency=Residency(KERNEL, folder, disk_bytes=1000))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(lab.UnavailableError, match=r"cannot be kept in .*file\. The cold tier .* is switched off"):
+        resident(tmp_path / "file", KERNEL)
     for fields in ({"bytes": 0}, {"disk_bytes": 1.5}, {"bytes": True}):
         with pytest.raises(lab.ConfigurationError, match=r"residency\.\w+ is .*; it must be a whole number of bytes"):
             Residency(**fields)

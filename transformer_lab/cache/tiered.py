@@ -15,7 +15,7 @@ import numpy as np
 
 from transformer_lab.cache.prefix import Prefix, PrefixPool
 from transformer_lab.cache.provenance import provenance
-from transformer_lab.errors import ConfigurationError
+from transformer_lab.errors import ConfigurationError, TierWarning
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.limits import require_choice
 from transformer_lab.paths import expanded
@@ -79,7 +79,7 @@ class TieredPool(PrefixPool):
                     f"The {name} tier of the cache was written {self.tiers.ledger.inert_after} times and never read. "
                     "Give it more bytes, or turn it off."
                 )
-                warnings.warn(message, RuntimeWarning, stacklevel=2)
+                warnings.warn(message, TierWarning, stacklevel=2)
 
     def _keys(self, ids: Sequence[int]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
         """The key and the tokens of each full block."""
@@ -133,7 +133,7 @@ class TieredPool(PrefixPool):
                 f"A block from the {found.tier} tier of the cache is off by up to {off:.3g} from what is computed. The "
                 "tiers are not used any more in this run. Remove cache.cold_folder, and please report it."
             )
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            warnings.warn(message, TierWarning, stacklevel=2)
 
     def to_dict(self) -> dict[str, Any]:
         """What was found, tier by tier, and what came of computing it again."""

@@ -10,6 +10,7 @@ Mazur 2023, arXiv 2312.17238, section 3.2). A thread reads them meanwhile.
 """
 
 import hashlib
+import math
 import threading
 import weakref
 from collections import OrderedDict
@@ -71,6 +72,19 @@ class Residency:
         if not any(isinstance(getattr(block, "ffn", None), MixtureOfExperts) for block in config.blocks):
             message = "residency is for the experts of a mixture, and this model has none. Leave it out."
             raise ConfigurationError(message)
+        needed = sum(
+            4 * math.prod(shape)
+            for block in config.blocks
+            if isinstance(getattr(block, "ffn", None), MixtureOfExperts)
+            for name, shape in block.ffn.experts.shapes(config.hidden_size).items()
+            if name.endswith(".kernel")
+        )
+        if needed > self.disk_bytes:
+            message = (
+                f"residency.disk_bytes is {self.disk_bytes:,}, and the kernels of this model's experts take "
+                f"{needed:,} bytes and a little more. Give it more."
+            )
+            raise ConfigurationError(message)
         if not ops.in_place and ops.precision != "exact":
             message = (
                 f"The {ops.name} backend compiles a whole step, with every kernel in it, so none can be brought "
@@ -100,6 +114,9 @@ class ResidentExperts:
     def __post_init__(self) -> None:
         folder = cache_folder() / "experts" if self.policy.folder is None else expanded(self.policy.folder)
         self.tiers = Tiers(0, folder, self.policy.disk_bytes)
+        if self.tiers.off is not None:
+            message = f"Experts cannot be kept in {folder}. {self.tiers.off} Give another residency.folder."
+            raise UnavailableError(message)
         self._folder, self._keys = folder, dict[str, list[bytes]]()
         self._hot: OrderedDict[tuple[str, int], _Placed] = OrderedDict()
         self._coming: dict[tuple[str, int], Future[_Placed]] = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from transformer_lab.errors import ConfigurationError
+from transformer_lab.errors import ConfigurationError, TierWarning
 from transformer_lab.tiers.block import Arrays, Block, as_tokens, owned
 from transformer_lab.tiers.cold import Cold
 from transformer_lab.tiers.eviction import Eviction, LeastRecentlyUsed
@@ -36,7 +36,7 @@ class Tiers:
 
     What is put under a key and tokens is always the same: a key stands for all that its arrays depend on (`key.py`).
     With 0 bytes, or without a folder, a tier is off. A cold tier that cannot go on switches itself off with one
-    RuntimeWarning. Raises ConfigurationError for a negative budget.
+    TierWarning. Raises ConfigurationError for a negative budget.
     """
 
     def __init__(
@@ -111,6 +111,11 @@ class Tiers:
             if self._cold is not None and self._warm is not None:
                 self._wanted.extend(wanted)
                 self._change.notify_all()
+
+    @property
+    def off(self) -> str | None:
+        """Why the cold tier is switched off, in words; None if it is not."""
+        return None if self._cold is None else self._cold.off
 
     def check(self) -> list[str]:
         """In words, each law of the ledger that is broken now."""
@@ -261,4 +266,4 @@ class Tiers:
             if self._said or self._cold is None or not self._cold.off:
                 return
             self._said = True
-        warnings.warn(self._cold.off, RuntimeWarning, stacklevel=3)
+        warnings.warn(self._cold.off, TierWarning, stacklevel=3)
