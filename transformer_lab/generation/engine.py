@@ -4,7 +4,8 @@ B rows (prompts) of unequal lengths run together, padded on the right. The funct
 one trace per shape of the prefill and one per size of the cache, however many tokens are decoded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,27 @@ from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.decoder import forward
 
 
+@dataclass
+class Look:
+    """A tap that may be exchanged where passes are not compiled."""
+
+    tap: Callable[[str, Any], Any] = identity
+
+
 class Engine:
     """The compiled functions of a model: ops, its configuration, its parameters and its cache policy."""
 
     def __init__(self, ops: Any, config: ModelConfig, params: Any, policy: Any) -> None:
         self.ops, self.config, self.policy = ops, config, policy
-        self.tap = identity  # what looks at every pass
+        # What looks at every pass. A compiler keeps what its functions refer to, so that must not be the engine itself.
+        self.look = look = Look()
         self.take(params)
 
         def extend(params: Any, token_ids: Any, start: Any, last: Any, cache: Any) -> tuple[Any, Any]:
             """Feeds token_ids [B, T] from positions start [B]; -> (logits [B, V] after each row's `last`, cache)."""
             at = ops.xp.clip(last, 0, None)  # of a row that brings nothing, -1
             logits, cache = forward(
-                ops, config, params, token_ids, start, cache, self.tap, logits_at=at, lengths=last + 1
+                ops, config, params, token_ids, start, cache, look.tap, logits_at=at, lengths=last + 1
             )
             return logits[:, 0, :], cache
 
@@ -39,7 +48,7 @@ class Engine:
 
             def step(i: Any, carry: Any) -> Any:
                 cache, token, found, scores = carry
-                logits, cache = forward(ops, config, params, token[:, None], start + i, cache, self.tap)
+                logits, cache = forward(ops, config, params, token[:, None], start + i, cache, look.tap)
                 logits = logits[:, 0, :]
                 token = ops.cast(xp.argmax(logits, axis=-1), ops.index_dtype)
                 score = -ops.cross_entropy(logits, token)

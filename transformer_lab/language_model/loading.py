@@ -107,7 +107,7 @@ def load_model(
     if experts is not None:
         model.experts = experts
         if residency.prefetch and backend.precision != "exact":
-            model.engine.tap = experts.looking_ahead(config, params)
+            model.engine.look.tap = experts.looking_ahead(config, params)
     model.source, model.folder, model.adapter = str(source), None if random else folder, adapter
     model.original, model.end_of_text_ids = original, original.end_of_text_ids
     model.load_seconds = time.perf_counter() - begin
