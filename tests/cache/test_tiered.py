@@ -160,7 +160,7 @@ def test_a_tier_that_lies_is_found_out(tmp_path, monkeypatch, precision):
 def test_planted_mistakes_change_an_answer(tmp_path, monkeypatch, mistake):
     """Each mistake makes one of the judgements above fail: they see it."""
     if mistake == "no weights":
-        monkeypatch.setattr("transformer_lab.cache.provenance.weights_digest", lambda ops, params: "")
+        monkeypatch.setattr("transformer_lab.cache.provenance.weights_digest", lambda ops, config, params: "")
         seen(cold(tmp_path))
         with pytest.raises(AssertionError):
             judged(cold(tmp_path), seed=5)

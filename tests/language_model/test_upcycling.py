@@ -91,7 +91,7 @@ def test_what_cannot_be_upcycled():
     model = dense()
     with pytest.raises(lab.ConfigurationError, match="learn nothing"):
         lab.upcycled(model, 4, Mixtral(1))
-    with pytest.raises(lab.ConfigurationError, match="ffn.experts.count is 3"):
+    with pytest.raises(lab.ConfigurationError, match=r"ffn\.experts\.count is 3"):
         lab.upcycled(model, 3, Mixtral(4))
     for layers in ([3], [-1]):
         with pytest.raises(lab.ConfigurationError, match="no such layer"):

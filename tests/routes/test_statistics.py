@@ -14,11 +14,12 @@ import transformer_lab as lab
 from transformer_lab.balancer.sign_bias import SignBias
 from transformer_lab.config import component
 from transformer_lab.ffn.capacity import Capacity
+from transformer_lab.ffn.moe import mixtures
 from transformer_lab.router.expert_choice import ExpertChoice
 from transformer_lab.router.hash import Hash
 from transformer_lab.router.mixtral import Mixtral
 from transformer_lab.router.remoe import ReMoE
-from transformer_lab.routes.layer import Layer, Routes, joined, mixtures
+from transformer_lab.routes.layer import Layer, Routes, joined
 from transformer_lab.routes.load import max_over_mean, normalised_entropy
 from transformer_lab.routes.statistics import statistics
 from transformer_lab.training.optimizer import AdamW

@@ -3,12 +3,13 @@
 import hashlib
 import platform
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from transformer_lab.model.config import ModelConfig
-from transformer_lab.model.parameters import flatten
+from transformer_lab.model.parameters import flatten, shapes
 from transformer_lab.tiers.key import Provenance
 
 
@@ -16,7 +17,7 @@ def provenance(ops: Any, config: ModelConfig, params: Any, block: int) -> Proven
     """block: of how many tokens the passes of a prompt are. All of the configuration counts, though not all of it
     touches keys and values: what is there too much costs a block, and what is missing would cost a right answer."""
     return Provenance(
-        weights=weights_digest(ops, params),
+        weights=weights_digest(ops, config, params),
         configuration=f"{config!r}, blocks of {block}",
         backend=f"{ops.name} {ops.version} on {ops.device}, {platform.machine()}",
         operations=repr(sorted(ops.ops.items())),
@@ -24,8 +25,11 @@ def provenance(ops: Any, config: ModelConfig, params: Any, block: int) -> Proven
     )
 
 
-def weights_digest(ops: Any, params: Any) -> str:
-    """SHA-256 of the digests of all arrays, each with its name, type and shape, in hexadecimal."""
+def weights_digest(ops: Any, config: ModelConfig, params: Any) -> str:
+    """SHA-256 of the digests of all that was learned, each array with its name, type and shape, in hexadecimal. What is
+    derived from it, a tied head say, is not looked at."""
+    learned = shapes(config)
+    arrays = sorted((entry for entry in flatten(params) if entry[0] in learned), key=itemgetter(0))
 
     def of_array(entry: tuple[str, Any]) -> bytes:
         name, array = entry
@@ -35,4 +39,4 @@ def weights_digest(ops: Any, params: Any) -> str:
         return digest.digest()
 
     with ThreadPoolExecutor() as threads:  # hashing leaves the interpreter to others
-        return hashlib.sha256(b"".join(threads.map(of_array, sorted(flatten(params))))).hexdigest()
+        return hashlib.sha256(b"".join(threads.map(of_array, arrays))).hexdigest()

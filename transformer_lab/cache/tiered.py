@@ -42,7 +42,7 @@ class TieredPool(PrefixPool):
         self.sound = True  # no block was found to be another than what is computed
         self._start = first_key(provenance(ops, config, params, policy.block))
         self._doubted: dict[bytes, Found] = {}  # hits that are computed again
-        self._lookups = 0
+        self._hits = 0
         self._inert: list[str] = []
         weakref.finalize(self, self.tiers.close)  # at the end of the process too
 
@@ -94,8 +94,8 @@ class TieredPool(PrefixPool):
         found = self.tiers.get(key, part) if self.sound else None
         if found is None:
             return None
-        self._lookups += 1
-        if self.shadow.chosen(self._lookups):
+        self._hits += 1
+        if self.shadow.chosen(self._hits):
             self._doubted[key] = found
             return None
         return found

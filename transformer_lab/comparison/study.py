@@ -26,10 +26,10 @@ from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.comparison.participants.participant import Participant
 from transformer_lab.comparison.reporting.report import Part, Report, report_of
 from transformer_lab.errors import ConfigurationError, LabError
+from transformer_lab.ffn.moe import mixtures
 from transformer_lab.language_model import LanguageModel, Prompt, load_model, several_prompts
 from transformer_lab.left_over import temporary_folder
 from transformer_lab.model.causality import not_in_pieces
-from transformer_lab.routes.layer import mixtures
 from transformer_lab.routes.split import routing_split
 
 Progress = Callable[[str, int, int], None]

@@ -14,6 +14,7 @@ from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.dispatch import dispatched
 from transformer_lab.ffn.losses import balance, counted, used, z_loss
 from transformer_lab.model.axes import Shape
+from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.limits import require_choice, require_coefficient, require_part
 from transformer_lab.model.outside_part import OutsidePart
 from transformer_lab.model.state import State
@@ -218,3 +219,12 @@ class MixtureOfExperts:
     def moved(self, ops: Any, state: Any, found: Mapping[str, Any]) -> Any:
         """The balancer's state after a step. found: of all tokens of the step, from `training_terms`."""
         return self.balancer.moved(ops, state, found)
+
+
+def mixtures(config: ModelConfig) -> dict[int, MixtureOfExperts]:
+    """The mixtures of experts of a model by the number of their block."""
+    return {
+        number: block.ffn
+        for number, block in enumerate(config.blocks)
+        if isinstance(getattr(block, "ffn", None), MixtureOfExperts)
+    }

@@ -53,7 +53,7 @@ class Generate:
         if model.experts is not None:
             output |= {"experts": model.experts.to_dict()}
         timing = asdict(generations[0].timing) | {"load_s": model.load_seconds}
-        _print_table(model, timing)
+        _print_table(model, timing, output.get("cache", {}))
         return Result(output=output, model=model, timing=timing)
 
 
@@ -105,7 +105,8 @@ def _completion(prompt: Prompt | Sequence[Any], generation: Any) -> dict[str, An
     }
 
 
-def _print_table(model: Any, timing: dict[str, float | None]) -> None:
+def _print_table(model: Any, timing: dict[str, float | None], found: dict[str, Any]) -> None:
+    """found: what the cache tells, if it outlives a text."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -120,8 +121,8 @@ def _print_table(model: Any, timing: dict[str, float | None]) -> None:
         "decode\ntokens/s": _number(timing["decode_tokens_per_s"], 1),
         "memory\nMB": _number(None if memory is None else memory / 1e6, 0),
     }
-    if "prompt_tokens" in (found := model.engine.memory.to_dict() if model.engine.memory else {}):
-        columns["found in\nthe cache"] = f"{found['prompt_tokens']['found']} of {found['prompt_tokens']['asked']}"
+    if (of_prompts := found.get("prompt_tokens")) is not None:
+        columns["found in\nthe cache"] = f"{of_prompts['found']} of {of_prompts['asked']}"
     table = Table(title=Text(in_words(model)), box=SIMPLE_HEAD)  # Text: brackets in a path are no markup
     for name in columns:
         table.add_column(name, justify="right")

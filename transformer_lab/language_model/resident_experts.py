@@ -26,7 +26,7 @@ import numpy as np
 from transformer_lab.backends.plain.experts import Fetched
 from transformer_lab.backends.plain.manual import identity
 from transformer_lab.errors import ConfigurationError, UnavailableError
-from transformer_lab.ffn.moe import MixtureOfExperts
+from transformer_lab.ffn.moe import mixtures
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.paths import cache_folder, expanded
 from transformer_lab.router.router import Router
@@ -69,14 +69,13 @@ class Residency:
 
     def begin(self, ops: Any, config: ModelConfig) -> "ResidentExperts":
         """Raises ConfigurationError for a model without experts, and for a backend that compiles what it runs."""
-        if not any(isinstance(getattr(block, "ffn", None), MixtureOfExperts) for block in config.blocks):
+        if not (found := mixtures(config)):
             message = "residency is for the experts of a mixture, and this model has none. Leave it out."
             raise ConfigurationError(message)
-        needed = sum(
-            4 * math.prod(shape)
-            for block in config.blocks
-            if isinstance(getattr(block, "ffn", None), MixtureOfExperts)
-            for name, shape in block.ffn.experts.shapes(config.hidden_size).items()
+        needed = (8 if ops.precision == "float64" else 4) * sum(
+            math.prod(shape)
+            for ffn in found.values()
+            for name, shape in ffn.experts.shapes(config.hidden_size).items()
             if name.endswith(".kernel")
         )
         if needed > self.disk_bytes:
@@ -213,17 +212,13 @@ class ResidentExperts:
     def looking_ahead(self, config: ModelConfig, params: Any) -> Callable[[str, Any], Any]:
         """A tap: of a single token it guesses, at a layer's feed-forward network, which experts the next layer with
         some will want. Where a router scores otherwise than by a gate, nothing is guessed."""
-        mixtures = [
-            number
-            for number, block in enumerate(config.blocks)
-            if isinstance(getattr(block, "ffn", None), MixtureOfExperts)
-        ]
-        following = {f"blocks.{here}.norm_2": after for here, after in pairwise(mixtures)}
+        layers = mixtures(config)
+        following = {f"blocks.{here}.norm_2": after for here, after in pairwise(layers)}
 
         def tap(name: str, x: Any) -> Any:
             after = following.get(name)
             if after is not None and x.shape[0] * x.shape[1] == 1 and self._reader is not None:
-                ffn, own = config.blocks[after].ffn, params["blocks"][after]["ffn"]
+                ffn, own = layers[after], params["blocks"][after]["ffn"]
                 if type(ffn.router).logits is Router.logits and type(ffn.router).choose is Router.choose:
                     logits = ffn.router.logits(self.ops, own.get("router", {}), x, identity, None)
                     ids = ffn.router.choose(self.ops, own.get("router", {}), logits, own.get("balancer", {}), None)

@@ -11,7 +11,7 @@ import numpy as np
 
 from transformer_lab.config import component
 from transformer_lab.errors import ConfigurationError
-from transformer_lab.ffn.moe import MixtureOfExperts
+from transformer_lab.ffn.moe import MixtureOfExperts, mixtures
 from transformer_lab.language_model import LanguageModel
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.model.parameters import flatten, nest
@@ -115,15 +115,6 @@ class Layer:
         kept = router.kept(self._ops, wide, ids, self._state, tokens)
         chosen = ids[..., None] == np.arange(logits.shape[-1])
         return np.any(chosen if kept is None else chosen & np.asarray(kept)[..., None], axis=-2)
-
-
-def mixtures(config: ModelConfig) -> dict[int, MixtureOfExperts]:
-    """The mixtures of experts of a model by the number of their block."""
-    return {
-        number: block.ffn
-        for number, block in enumerate(config.blocks)
-        if isinstance(getattr(block, "ffn", None), MixtureOfExperts)
-    }
 
 
 def require_mixtures(config: ModelConfig) -> dict[int, MixtureOfExperts]:
