@@ -4,6 +4,7 @@ import io
 import os
 import sqlite3
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +108,15 @@ def test_orphans_beyond_the_budget_go(tmp_path):
     (tmp_path / "index.sqlite").unlink()
     cold = opened(tmp_path, 2 * FILE)
     assert len(cold.keys()) == len(list(tmp_path.glob("*.block"))) == 2 and lawful(cold)
+
+
+def test_the_folder_stays_where_it_was_when_the_working_folder_changes(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cold = opened(Path("blocks"))
+    monkeypatch.chdir("elsewhere")
+    assert cold.put(key(1), block(1)) == "written" and right(cold, 1)
+    assert file_of(tmp_path / "blocks", 1).is_file() and not os.listdir(".")
 
 
 @pytest.mark.parametrize("content", [b"no index at all, " * 500, b"", b"SQLite format 3\0" + b"x" * 5000])

@@ -181,3 +181,23 @@ def test_closed_while_others_work(tmp_path):
     assert all(end() for end in ends)
     assert [end() for end in closers] == [None, None]
     assert tiers.check() == [] and tiers.ledger.queue.resident.blocks == tiers.ledger.warm.resident.blocks == 0
+
+
+def test_tiers_that_are_closed_from_their_writers_own_thread_write_what_is_left(tmp_path, monkeypatch):
+    """A garbage collector runs in whatever thread there is, and it closes the tiers of a forgotten model."""
+    tiers = Tiers(0, tmp_path, 99 * FILE)
+    gate = Gate(Cold.put)
+
+    def collect_and_put(*arguments):
+        outcome = gate(*arguments)
+        tiers.close()
+        return outcome
+
+    monkeypatch.setattr(Cold, "put", collect_and_put)
+    put(tiers, 1, 2, 3)
+    gate.opened.set()
+    assert soon(lambda: not tiers._threads[0].is_alive())
+    in_thread(tiers.close)()
+    assert tiers.off is None
+    with Tiers(0, tmp_path, 99 * FILE) as again:
+        assert all(right(again.get(key(number), tokens(number)), number) for number in (1, 2, 3))

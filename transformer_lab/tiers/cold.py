@@ -53,8 +53,9 @@ class Cold:
         self.lock = threading.RLock()  # of the index and the counts
         self.off: str | None = None
         with self._switching_off(), self.lock:
-            make_folder(folder)
-            remove_left_over(folder)
+            self._folder = folder.absolute()  # the working folder of the process may change
+            make_folder(self._folder)
+            remove_left_over(self._folder)
             self._open()
 
     def get(self, key: bytes, token_ids: tuple[int, ...]) -> Block | None:

@@ -137,6 +137,8 @@ class Tiers:
                 self._demote_all()
             self._closed = True
             self._change.notify_all()
+        if threading.current_thread() in self._threads:
+            return  # the garbage collector called, in here; the writer writes what is left, and ends by itself
         for thread in self._threads:
             thread.join()
         with self._change:
