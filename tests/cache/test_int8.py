@@ -48,7 +48,7 @@ def test_the_bound_holds_on_every_backend(backend):
     x = draw.standard_normal((3, 4, 50, 64)).astype(np.float32) * 10.0 ** draw.integers(-30, 30, (3, 4, 50, 1))
     assert within(OPS[backend], x) and within(OPS[backend], np.zeros((1, 1, 2, 4)))
     error = np.abs(decoded(Int8Rows, OPS[backend], x) - x.astype(np.float32)) / np.abs(x).max(-1, keepdims=True)
-    assert 0.9 / 254 < error.max() <= Int8.epsilon  # it is no bound that nothing comes near to
+    assert 0.9 / 254 < error.max() <= Int8().epsilon  # it is no bound that nothing comes near to
 
 
 def test_the_same_bits_in_exact_mode_in_any_pieces():

@@ -21,6 +21,7 @@ from transformer_lab.cache.int8 import Int8, Int8Rows
 from transformer_lab.cache.none import NoCache
 from transformer_lab.cache.paged import Paged
 from transformer_lab.cache.prefix import Prefix, PrefixPool
+from transformer_lab.cache.tiered import Tiered, TieredPool
 from transformer_lab.cache.window import Window
 from transformer_lab.cli import main
 from transformer_lab.contracts.console import print_contract
@@ -36,6 +37,8 @@ SOUND = {
     "growing": Growing(4),
     "paged": Paged(4),
     "prefix": Prefix(4),
+    "tiered": Tiered(4),
+    "int8 below": Tiered(4, below="int8"),
     "window": Window(),
     "int8": Int8(),
 }
@@ -54,7 +57,7 @@ def test_a_sound_cache_keeps_its_promise(policy, name):
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-@pytest.mark.parametrize("policy", ["paged", "prefix", "int8"])
+@pytest.mark.parametrize("policy", ["paged", "prefix", "tiered", "int8 below", "int8"])
 def test_on_other_backends(policy, backend):
     assert report_of(SOUND[policy], backend=backend, texts=[ids(1, 14), ids(2, 9)]).holds
 
@@ -194,6 +197,29 @@ def test_a_promise_that_is_broken_the_second_time(monkeypatch):
     found = report_of(Prefix(4))
     assert found.status == "broken" and "of a text that came before differ" in found.verdict
     assert "of a text alone" not in found.verdict
+
+
+@pytest.mark.parametrize(
+    ("below", "said"), [("whole", "kept below the device, differ"), ("int8", "a stored number is")]
+)
+@pytest.mark.parametrize("precision", ["float32", "exact"])
+def test_a_promise_that_is_broken_by_what_comes_from_below(below, said, precision, monkeypatch):
+    right = TieredPool._write
+    monkeypatch.setattr(
+        TieredPool, "_write", lambda self, blocks, arrays: right(self, blocks, arrays[:1] * len(arrays))
+    )
+    found = report_of(Tiered(4, below=below), precision=precision)
+    assert found.status == "broken" and said in found.verdict and "that came before differ" not in found.verdict
+
+
+def test_what_was_not_met_is_not_judged():
+    """No prompt of these fills a block; a cold tier alone, and prompts that do."""
+    for policy in (Prefix(32), Tiered(32), Tiered(32, below="int8")):
+        found = report_of(policy)
+        assert found.status == "not judged" and "smaller cache.block" in found.verdict
+    assert report_of(Prefix(16)).to_dict()["found"] == {"again": 16}
+    assert report_of(Tiered(4)).to_dict()["found"] == {"again": 28, "below": 28}
+    assert report_of(Tiered(4, warm_bytes=0)).to_dict()["found"] == {"again": 28}
 
 
 def test_a_bounded_promise_is_broken(monkeypatch):

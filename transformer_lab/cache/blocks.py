@@ -61,6 +61,13 @@ class Blocks:
         self._kept.pop(block, None)
         self._holders[block] = self._holders.get(block, 0) + 1
 
+    def give_away_kept(self) -> None:
+        """All kept blocks become free."""
+        while self._kept:
+            block, _ = self._kept.popitem(last=False)
+            self._forgotten(block)
+            insort(self._free, block)
+
     def let_go(self, blocks: Iterable[int], keep: Callable[[int], bool] = lambda block: False) -> None:
         """One holder less of each, in this order. keep(block): whether a block that nobody holds any more is kept."""
         for block in blocks:

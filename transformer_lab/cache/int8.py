@@ -53,11 +53,14 @@ class Int8(Contiguous):
     """epsilon: half a step of 1 / 127, and the rounding of scale, quotient and product in float32."""
 
     stored: ClassVar[type[Any]] = Int8Rows
-    epsilon: ClassVar[float] = (0.5 + 2.0**-15) / LARGEST
 
     @property
     def contract(self) -> str:
         return "bounded"
+
+    @property
+    def epsilon(self) -> float:
+        return (0.5 + 2.0**-15) / LARGEST
 
     def rounding(self, x: np.ndarray) -> np.ndarray:
         return super().rounding(x) + LARGEST * SMALLEST  # what is below the smallest normal number may become 0

@@ -58,5 +58,6 @@ def last_place(ops: Any, tokens: Any) -> Any:
 
 def longer(ops: Any, array: Any, more: int, axis: int) -> Any:
     """The array and `more` empty places behind it along this axis."""
-    shape = (*array.shape[:axis], more, *array.shape[axis + 1 :])
-    return ops.xp.concat([array, ops.xp.zeros(shape, dtype=array.dtype, device=ops.array_device)], axis=axis)
+    before, length, behind = array.shape[:axis], array.shape[axis], array.shape[axis + 1 :]
+    empty = ops.xp.zeros((*before, length + more, *behind), dtype=array.dtype, device=ops.array_device)
+    return ops.put(empty, (*[slice(None)] * axis, slice(length)), array)  # empty memory need not be read to be copied

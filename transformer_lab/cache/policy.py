@@ -1,7 +1,7 @@
 """What every policy of a cache is asked for, and what it promises."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +17,13 @@ class CachePolicy:
     epsilon: of a "bounded" one, how far a number may be off, relative to the largest of its vector.
     """
 
-    epsilon: ClassVar[float] = 0.0
-
     @property
     def contract(self) -> str:
         return "exact"
+
+    @property
+    def epsilon(self) -> float:
+        return 0.0
 
     @property
     def chunk(self) -> int | None:

@@ -46,6 +46,11 @@ class PrefixPool(Pool):
         self.counts = PrefixCounts()
         self._known: dict[int, Node] = {}  # by block
 
+    @property
+    def has_tiers(self) -> bool:
+        """Whether what is given away here may be found below."""
+        return False
+
     def longest(self, ids: Sequence[int]) -> list[int]:
         """The blocks of the longest beginning of ids that is known. At least one token is left to be computed, because
         somebody wants its logits."""
@@ -77,6 +82,10 @@ class PrefixPool(Pool):
                 node.children[part] = self._known[block] = Node(part, node, block)
                 self.counts.kept += self.size
             node = node.children[part]
+
+    def forget(self) -> None:
+        """What no text under way holds is given away, to be computed again, or to come from below."""
+        self.blocks.give_away_kept()
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"prompt_tokens": asdict(self.counts)}

@@ -13,12 +13,13 @@ from transformer_lab.model.parameters import flatten, shapes
 from transformer_lab.tiers.key import Provenance
 
 
-def provenance(ops: Any, config: ModelConfig, params: Any, block: int) -> Provenance:
-    """block: of how many tokens the passes of a prompt are. All of the configuration counts, though not all of it
-    touches keys and values: what is there too much costs a block, and what is missing would cost a right answer."""
+def provenance(ops: Any, config: ModelConfig, params: Any, block: int, below: str) -> Provenance:
+    """block: of how many tokens the passes of a prompt are. below: how numbers lie in the tiers. All of the
+    configuration counts, though not all of it touches keys and values: what is there too much costs a block, and what
+    is missing would cost a right answer."""
     return Provenance(
         weights=weights_digest(ops, config, params),
-        configuration=f"{config!r}, blocks of {block}",
+        configuration=f"{config!r}, blocks of {block}, {below}",
         backend=f"{ops.name} {ops.version} on {ops.device}, {platform.machine()}",
         operations=repr(sorted(ops.ops.items())),
         precision=ops.precision,

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from transformer_lab.cache.contiguous import Contiguous
+from transformer_lab.cache.int8 import Int8
 from transformer_lab.cache.prefix import Prefix, PrefixPool
 from transformer_lab.cache.provenance import provenance
 from transformer_lab.errors import ConfigurationError, TierWarning
@@ -25,6 +27,8 @@ from transformer_lab.tiers.key import first_key, next_key
 from transformer_lab.tiers.shadow import Shadow
 from transformer_lab.tiers.tiers import Found, Tiers
 
+# How numbers lie below the device, and what is promised of those that come back.
+BELOW: dict[str, Contiguous] = {"whole": Contiguous(), "int8": Int8()}
 EVICTIONS: dict[str, Callable[[], Eviction]] = {"lru": LeastRecentlyUsed, "lfu": FrequentlyUsed}
 # How far a number that is computed again may be off, relative to the largest of its block, where a batch of another
 # size is added up in another order. In exact mode it may not be off at all.
@@ -40,11 +44,16 @@ class TieredPool(PrefixPool):
         self.tiers = Tiers(policy.warm_bytes, folder, policy.cold_bytes, EVICTIONS[policy.eviction])
         self.shadow = Shadow(policy.shadow)
         self.sound = True  # no block was found to be another than what is computed
-        self._start = first_key(provenance(ops, config, params, policy.block))
+        self._stored: Any = BELOW[policy.below].stored
+        self._start = first_key(provenance(ops, config, params, policy.block, policy.below))
         self._doubted: dict[bytes, Found] = {}  # hits that are computed again
         self._hits = 0
         self._inert: list[str] = []
         weakref.finalize(self, self.tiers.close)  # at the end of the process too
+
+    @property
+    def has_tiers(self) -> bool:
+        return self.tiers.has_any
 
     def hold(self, ids: Sequence[int]) -> list[int]:
         table = super().hold(ids)
@@ -101,25 +110,32 @@ class TieredPool(PrefixPool):
         return found
 
     def _read(self, block: int) -> Arrays:
-        """Its keys and values of all layers, [K, Z, N] each."""
-        return {
-            f"{layer}.{kind}": np.asarray(self.ops.to_numpy(pool[:, block, ...]))
-            for layer, pools in enumerate(self.layers)
-            for kind, pool in zip(("keys", "values"), pools, strict=True)
-        }
+        """Its keys and values of all layers, [K, Z, N] each, as they are stored below."""
+        found = {}
+        for name, pool in self._named():
+            stored = self._stored.encode(self.ops, pool[:, block, ...])
+            for part, array in stored._asdict().items():
+                found[f"{name}.{part}"] = np.asarray(self.ops.to_numpy(array))
+        return found
+
+    def _named(self) -> Iterator[tuple[str, Any]]:
+        """The pools of all layers."""
+        for layer, pools in enumerate(self.layers):
+            yield from zip((f"{layer}.keys", f"{layer}.values"), pools, strict=True)
 
     def _write(self, blocks: Sequence[int], fetched: Sequence[Arrays]) -> None:
         """Several at once: where arrays are immutable, each write copies the pool."""
         ops, at = self.ops, self.ops.asarray(np.array(blocks))
 
-        def written(pool: Any, name: str) -> Any:
-            together = np.stack([arrays[name] for arrays in fetched], axis=1)  # [K, n, Z, N]
-            return ops.put(pool, (slice(None), at), ops.asarray(together, pool.dtype))
+        def written(name: str, pool: Any) -> Any:
+            parts = (
+                np.stack([arrays[f"{name}.{part}"] for arrays in fetched], axis=1) for part in self._stored._fields
+            )
+            stored = self._stored(*map(ops.asarray, parts))  # [K, n, Z, N]
+            return ops.put(pool, (slice(None), at), ops.cast(stored.decode(ops), pool.dtype))
 
-        self.layers = [
-            (written(keys, f"{layer}.keys"), written(values, f"{layer}.values"))
-            for layer, (keys, values) in enumerate(self.layers)
-        ]
+        pools = [written(name, pool) for name, pool in self._named()]
+        self.layers = list(zip(pools[::2], pools[1::2], strict=True))
 
     def _compare(self, found: Found, computed: Arrays) -> None:
         """A tier that gave something else than what is computed is not asked again, and whoever runs this is told."""
@@ -146,7 +162,10 @@ class Tiered(Prefix):
     """block, kept_tokens: as `Prefix` has them; kept_tokens is the budget of the hot tier, beside texts under way.
 
     warm_bytes, cold_bytes: budgets of host memory and of the files in cold_folder; 0, or no folder, turns a tier off.
-    eviction: "lru" or "lfu" (`tiers/eviction.py`). shadow: the share of hits that are computed again and compared.
+    eviction: "lru" or "lfu" (`tiers/eviction.py`). below: "whole", or "int8", in which blocks take a quarter of the
+    bytes below the device, and what comes back is bounded as `Int8` says and no longer exact. shadow: the share of hits
+    that are computed again and compared; of whole blocks alone, for what comes behind a rounded block differs by more
+    than its own rounding.
 
     In float32 blocks of decoded tokens stay in the pool's text alone, because they have other last bits.
     """
@@ -156,11 +175,13 @@ class Tiered(Prefix):
     cold_folder: str | Path | None = None
     cold_bytes: int = 4 * 2**30
     eviction: str = "lru"
+    below: str = "whole"
     shadow: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("cache.eviction", self.eviction, tuple(EVICTIONS))
+        require_choice("cache.below", self.below, tuple(BELOW))
         for name in ("warm_bytes", "cold_bytes"):
             size = getattr(self, name)
             if not isinstance(size, int) or isinstance(size, bool) or size < 0:
@@ -169,6 +190,29 @@ class Tiered(Prefix):
         if isinstance(self.shadow, bool) or not isinstance(self.shadow, (int, float)) or not 0 <= self.shadow <= 1:
             message = f"cache.shadow is {self.shadow!r}; it must be a share of the hits, from 0 to 1."
             raise ConfigurationError(message)
+        if self.shadow and self.below != "whole":
+            message = (
+                f"cache.shadow is {self.shadow} and cache.below {self.below}, but only whole blocks can be computed "
+                "again and compared. Leave out one of them."
+            )
+            raise ConfigurationError(message)
+
+    @property
+    def contract(self) -> str:
+        return BELOW[self.below].contract
+
+    @property
+    def epsilon(self) -> float:
+        return BELOW[self.below].epsilon
+
+    def rounding(self, x: np.ndarray) -> np.ndarray:
+        return BELOW[self.below].rounding(x)
+
+    def layer(self, ops: Any, attention: Any, batch: int, capacity: int) -> Any:
+        """By itself it is judged as if all had been below."""
+        if self.below == "whole":
+            return super().layer(ops, attention, batch, capacity)
+        return BELOW[self.below].layer(ops, attention, batch, capacity)
 
     def memory(self, ops: Any, config: ModelConfig, params: Any) -> TieredPool:
         self.require_fitting(config)

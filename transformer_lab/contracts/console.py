@@ -44,9 +44,12 @@ def print_contract(report: Mapping[str, Any], console: Console) -> None:
         )
     size, plain = report["bytes"]["cache"], report["bytes"]["contiguous"]
     table.add_row("bytes of the cache", f"{size:,}", f"{100 * size / plain:.0f} % of contiguous")
+    for place, tokens in report.get("found", {}).items():
+        where = "found again" if place == "again" else "found below the device"
+        table.add_row(f"tokens of prompts {where}", f"{tokens:,}", "")
     if "exact" in report:
         bits = report["exact"]
-        found = bits["differing"] + bits["differing_again"] + bits["differing_in_batch"]
+        found = sum(count for name, count in bits.items() if name != "elements")
         table.add_row("logits that differ in exact mode", f"{found:,}", "")
     if "bounds" in report:
         bounds = report["bounds"]
@@ -54,6 +57,8 @@ def print_contract(report: Mapping[str, Any], console: Console) -> None:
     if "stored" in report:
         stored = report["stored"]
         table.add_row("numbers read again, off by", _number(stored["largest"]), f"at most {_number(stored['epsilon'])}")
+    if "stored_below" in report:
+        table.add_row("  from below the device", _number(report["stored_below"]["largest"]), "")
     console.print(table)
 
 

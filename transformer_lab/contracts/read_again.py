@@ -8,6 +8,7 @@ import numpy as np
 
 from transformer_lab.cache.by_itself import fed_by_itself
 from transformer_lab.cache.policy import CachePolicy
+from transformer_lab.cache.prefix import PrefixPool
 from transformer_lab.comparison.judging.beside_bounds import difference, ratios
 from transformer_lab.language_model import LanguageModel
 
@@ -31,6 +32,31 @@ def read_again(model: LanguageModel, policy: CachePolicy, ids: Sequence[int]) ->
                 largest = max(largest, float(ratios(off, size).max()))
                 ratio = max(ratio, float(ratios(off, bound[:, :, :length]).max()))
     return {"largest": largest, "epsilon": policy.epsilon, "ratio": ratio}
+
+
+def read_from_below(model: LanguageModel, policy: CachePolicy, ids: Sequence[int]) -> dict[str, Any]:
+    """The same of what a pool finds below the device, of a model in exact mode, so that what was put there is what one
+    pass computes. {} if there is nothing to be found."""
+    pool = model.engine.memory
+    if not isinstance(pool, PrefixPool) or not pool.has_tiers:
+        return {}
+    model.engine.begin([ids], 0).end()
+    pool.forget()
+    sequences = model.engine.begin([ids], 0)
+    blocks = sequences.cache.tables[0][: sequences.cache.known[0] // pool.size]
+    found = [[np.asarray(model.backend.to_numpy(one))[:, blocks] for one in pools] for pools in pool.layers]
+    sequences.end()
+    largest = ratio = 0.0
+    for layer, pools in enumerate(found):
+        names = [f"blocks.{layer}.attn.{part}" for part in ("k", "v")]
+        taps = model.record(list(ids), names)
+        for name, again in zip(names, pools, strict=True):
+            heads, count, size, width = again.shape
+            x = np.asarray(taps[name], np.float64)[0, :, : count * size]
+            off = difference(again.reshape(heads, count * size, width), x)
+            largest = max(largest, float(ratios(off, np.abs(x).max(axis=-1, keepdims=True)).max(initial=0.0)))
+            ratio = max(ratio, float(ratios(off, policy.rounding(x)).max(initial=0.0)))
+    return {"tokens": len(blocks) * pool.size, "largest": largest, "epsilon": policy.epsilon, "ratio": ratio}
 
 
 def _passes(ops: Any, policy: CachePolicy, attention: Any, true: Sequence[np.ndarray]) -> Any:

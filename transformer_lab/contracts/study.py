@@ -11,6 +11,7 @@ from transformer_lab.atomic_file import finite
 from transformer_lab.cache.contiguous import Contiguous
 from transformer_lab.cache.none import NoCache
 from transformer_lab.cache.policy import CachePolicy
+from transformer_lab.cache.prefix import PrefixPool
 from transformer_lab.comparison.default_prompts import default_prompts
 from transformer_lab.comparison.judging.examination import examine
 from transformer_lab.comparison.judging.generation.uncached import CACHED_SLACK, ROUNDING
@@ -18,7 +19,7 @@ from transformer_lab.comparison.judging.sweeps import UNEQUAL
 from transformer_lab.comparison.participants.own_model import OwnModel
 from transformer_lab.config import component
 from transformer_lab.contracts.fed import Fed, fed, uncached
-from transformer_lab.contracts.read_again import read_again
+from transformer_lab.contracts.read_again import read_again, read_from_below
 from transformer_lab.contracts.report import CacheReport
 from transformer_lab.contracts.statistics import statistics
 from transformer_lab.errors import ConfigurationError
@@ -100,12 +101,15 @@ def verify_cache(
         alone.append(fed(ours, [ids], [prompt]))
         whole.append(uncached(ours, ids, prompt))
     targets = [np.asarray(ids[prompt:], np.int64) for ids, prompt in zip(windows, prompts, strict=True)]
-    content["numbers"] = statistics([one.logits[0] for one in alone], whole, targets)
     plain = fed(_over(model, Contiguous()), windows[:1], prompts[:1])
     content["bytes"] = {"cache": alone[0].bytes, "contiguous": plain.bytes}
-    numbers = content["numbers"]
-    reasons = [] if np.isfinite(numbers["max_abs"]) else ["its logits are not finite numbers"]
-    unjudged: str | None = None
+    rounds = [alone, *_rounds_again(ours, windows, prompts, content)]
+    # Of the last round: from below the device, if there is anything.
+    numbers = [statistics([one.logits[0] for one in fed_once], whole, targets) for fed_once in rounds]
+    content["numbers"] = numbers[-1]
+    largest = max((one["max_abs"] for one in numbers), key=lambda off: (off != off, off))
+    reasons = [] if np.isfinite(largest) else ["its logits are not finite numbers"]
+    unjudged = _not_found(content)
     say(len(windows))
     if policy.contract == "exact":
         content["exact"] = _in_exact_mode(ours, windows)
@@ -115,23 +119,27 @@ def verify_cache(
         truth = _truth(model)
         content["bounds"] = _within_bounds(ours, policy, truth, max(windows, key=len)[:JUDGED_TOKENS])
         reasons += _beyond(content["bounds"])
-        unjudged = content["bounds"]["unjudged"]
+        unjudged = content["bounds"]["unjudged"] or unjudged
         if policy.contract == "exact":
             content["noise"] = _noise(truth, windows, prompts, whole)
-            if not numbers["max_abs"] <= content["noise"]:
-                off, most = numbers["max_abs"], content["noise"]
-                reasons.append(f"a logit is off by {off:.3g}, where one pass explains {most:.3g}")
+            if not largest <= content["noise"]:
+                reasons.append(f"a logit is off by {largest:.3g}, where one pass explains {content['noise']:.3g}")
     if policy.contract == "bounded":
         content["stored"] = read_again(ours, policy, max(windows, key=len)[:JUDGED_TOKENS])
         reasons += _wrongly_stored(content["stored"])
+        below = read_from_below(_exactly(ours), policy, max(windows, key=len)[:JUDGED_TOKENS])
+        if below:
+            content["stored_below"] = below
+            reasons += _wrongly_stored(below)
     if most_kl is not None:
-        upper = numbers["kl_interval"][1] if numbers["kl_interval"] else numbers["kl"]
+        kl, interval = content["numbers"]["kl"], content["numbers"]["kl_interval"]
+        upper = interval[1] if interval else kl
         if not upper <= most_kl:
-            reasons.append(f"KL {numbers['kl']:.3g} nats (up to {upper:.3g}) is more than {most_kl:g}")
+            reasons.append(f"KL {kl:.3g} nats (up to {upper:.3g}) is more than {most_kl:g}")
     say(steps)
     measured = policy.contract == "lossy" and most_kl is None
     content["status"] = "broken" if reasons else "not judged" if unjudged else "measured" if measured else "holds"
-    content["verdict"] = _verdict(policy.contract, content["status"], reasons, numbers, unjudged)
+    content["verdict"] = _verdict(policy.contract, content["status"], reasons, content["numbers"], unjudged)
     return CacheReport(finite(content))
 
 
@@ -179,17 +187,36 @@ def _windows(model: LanguageModel, texts: Any) -> list[list[int]]:
     return windows
 
 
+def _rounds_again(
+    model: LanguageModel, windows: Sequence[Sequence[int]], prompts: Sequence[int], content: dict[str, Any]
+) -> list[list[Fed]]:
+    """The windows once more if the cache remembers texts, and once more from below the device if anything is there.
+    content["found"]: {"again", "below"}, how many tokens of the prompts were there."""
+    memory = model.engine.memory
+    if not isinstance(memory, PrefixPool):
+        return []
+    rounds, content["found"] = [], {}
+    for name in ("again", "below") if memory.has_tiers else ("again",):
+        before = memory.counts.found
+        if name == "below":
+            memory.forget()
+        rounds.append([fed(model, [ids], [prompt]) for ids, prompt in zip(windows, prompts, strict=True)])
+        content["found"][name] = memory.counts.found - before
+    return rounds
+
+
+def _not_found(content: dict[str, Any]) -> str | None:
+    """Why what a cache remembers was not met."""
+    if all(content.get("found", {}).values()):
+        return None
+    return "no prompt was found again, for none fills a block; give longer texts or a smaller cache.block"
+
+
 def _in_exact_mode(model: LanguageModel, windows: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Logits in exact mode: {"elements", and how many differ: "differing" of texts alone, "differing_again" of the same
-    a second time, "differing_in_batch" of unequal rows}."""
-    if model.backend.precision == "exact":
-        exact = model
-    else:
-        exact = _over(
-            model,
-            model.engine.policy,
-            component("backend", model.backend.name, precision="exact", device=model.backend.device),
-        )
+    a second time, "differing_from_below" after what was kept on the device was given away, "differing_in_batch" of
+    unequal rows}."""
+    exact = _exactly(model)
     some = [list(ids[:EXACT_TOKENS]) for ids in windows[:3]]
     prompts = [max(1, len(ids) // 2) for ids in some]
     longest = max(windows, key=len)
@@ -199,6 +226,9 @@ def _in_exact_mode(model: LanguageModel, windows: Sequence[Sequence[int]]) -> di
     expected = [uncached(exact, ids, prompt) for ids, prompt in zip(some, prompts, strict=True)]
     alone = [fed(exact, [ids], [prompt]).logits[0] for ids, prompt in zip(some, prompts, strict=True)]
     again = [fed(exact, [ids], [prompt]).logits[0] for ids, prompt in zip(some, prompts, strict=True)]
+    if isinstance(exact.engine.memory, PrefixPool):
+        exact.engine.memory.forget()
+    below = [fed(exact, [ids], [prompt]).logits[0] for ids, prompt in zip(some, prompts, strict=True)]
     rows = some[:3] if len(some) > 1 and len(windows) > 1 else [some[0], some[0][: max(2, len(some[0]) // 2)]]
     cut = [max(1, len(ids) // 2) for ids in rows]
     together = fed(exact, rows, cut).logits
@@ -211,14 +241,24 @@ def _in_exact_mode(model: LanguageModel, windows: Sequence[Sequence[int]]) -> di
         "elements": sum(one.size for one in expected),
         "differing": differing(alone, expected),
         "differing_again": differing(again, expected),
+        "differing_from_below": differing(below, expected),
         "differing_in_batch": differing(together, of_rows),
     }
+
+
+def _exactly(model: LanguageModel) -> LanguageModel:
+    """The same in exact mode."""
+    if model.backend.precision == "exact":
+        return model
+    backend = component("backend", model.backend.name, precision="exact", device=model.backend.device)
+    return _over(model, model.engine.policy, backend)
 
 
 def _broken_bits(found: dict[str, Any]) -> list[str]:
     ways = {
         "differing": "of a text alone",
         "differing_again": "of a text that came before",
+        "differing_from_below": "of a text that came before, and is kept below the device,",
         "differing_in_batch": "in a batch",
     }
     return [f"{found[name]:,} logits {way} differ in exact mode" for name, way in ways.items() if found[name]]

@@ -113,6 +113,10 @@ class Tiers:
                 self._change.notify_all()
 
     @property
+    def has_any(self) -> bool:
+        return self._warm is not None or (self._cold is not None and not self._cold.off)
+
+    @property
     def off(self) -> str | None:
         """Why the cold tier is switched off, in words; None if it is not."""
         return None if self._cold is None else self._cold.off
