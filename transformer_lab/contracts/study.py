@@ -247,9 +247,9 @@ def _in_exact_mode(model: LanguageModel, windows: Sequence[Sequence[int]]) -> di
 
 
 def _exactly(model: LanguageModel) -> LanguageModel:
-    """The same in exact mode."""
+    """The same in exact mode, with nothing in its memory."""
     if model.backend.precision == "exact":
-        return model
+        return _over(model, model.engine.policy)
     backend = component("backend", model.backend.name, precision="exact", device=model.backend.device)
     return _over(model, model.engine.policy, backend)
 
