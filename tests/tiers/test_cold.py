@@ -172,6 +172,16 @@ def test_an_index_that_is_damaged_while_running_is_made_again_once(tmp_path, har
     assert "switched off" in cold.off and lawful(cold)
 
 
+def test_no_junk_gets_into_a_row(tmp_path):
+    """A row whose bytes are a text, or whose key is, was met in the middle of a run, as an error of Python's."""
+    filled(tmp_path).close()
+    rows = sqlite3.connect(tmp_path / "index.sqlite")
+    for change in ("bytes='x'", "tokens=NULL", "key='text'", "used=1.5"):
+        with pytest.raises(sqlite3.IntegrityError):
+            rows.execute(f"UPDATE blocks SET {change}")
+    rows.close()
+
+
 def test_two_owners_of_one_folder_see_each_others_blocks(tmp_path):
     one, two = opened(tmp_path), opened(tmp_path, 2 * FILE)
     one.put(key(0), block(0))

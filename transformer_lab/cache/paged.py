@@ -197,7 +197,11 @@ class Paged(CachePolicy):
 
     def memory(self, ops: Any, config: ModelConfig, params: Any) -> Pool:
         self.require_fitting(config)
-        return Pool(ops, config, self.block, self.most_tokens)
+        return Pool(ops, config, self.size(config), self.most_tokens)
+
+    def size(self, config: ModelConfig) -> int:
+        """Of a block, in tokens: no text is longer than the context, so more would be room for nothing."""
+        return min(self.block, config.context_length)
 
     def require_fitting(self, config: ModelConfig) -> None:
         """Raises ConfigurationError for a model of which a pool cannot hold the keys."""

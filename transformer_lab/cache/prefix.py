@@ -84,8 +84,10 @@ class PrefixPool(Pool):
             node = node.children[part]
 
     def forget(self) -> None:
-        """What no text under way holds is given away, to be computed again, or to come from below."""
+        """Nothing is found here any more: it is computed again, or comes from below. What texts under way hold stays
+        theirs."""
         self.blocks.give_away_kept()
+        self.root, self._known = Node(()), {}
 
     def to_dict(self) -> dict[str, Any]:
         return super().to_dict() | {"prompt_tokens": asdict(self.counts)}
@@ -105,7 +107,13 @@ class PrefixRows(PagedRows):
 
     def __init__(self, pool: PrefixPool, rows: Sequence[Sequence[int]], capacity: int) -> None:
         super().__init__(pool, len(rows), capacity)
-        self.tables = [pool.hold(ids) for ids in rows]
+        try:
+            for table, ids in zip(self.tables, rows, strict=True):
+                table += pool.hold(ids)
+        except BaseException:  # an interruption while blocks are read
+            for table in self.tables:
+                pool.blocks.let_go(reversed(table), pool.is_known)
+            raise
         self.known = [len(table) * pool.size for table in self.tables]
         self.canonical = [len(ids) for ids in rows]
 
@@ -138,7 +146,7 @@ class Prefix(Paged):
 
     def memory(self, ops: Any, config: ModelConfig, params: Any) -> PrefixPool:
         self.require_fitting(config)
-        return PrefixPool(ops, config, self.block, self.kept_tokens)
+        return PrefixPool(ops, config, self.size(config), self.kept_tokens)
 
     def require_fitting(self, config: ModelConfig) -> None:
         super().require_fitting(config)

@@ -4,6 +4,7 @@ What the pool gives away is read back from there, and what an earlier process co
 same (`provenance.py`, `tiers/key.py`). The pool is the hot tier; a text's blocks are put into the tiers when it ends.
 """
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from transformer_lab.paths import expanded
 from transformer_lab.tiers.block import Arrays
 from transformer_lab.tiers.eviction import Eviction, FrequentlyUsed, LeastRecentlyUsed
 from transformer_lab.tiers.key import first_key, next_key
+from transformer_lab.tiers.ledger import INERT_LOOKUPS
 from transformer_lab.tiers.shadow import Shadow
 from transformer_lab.tiers.tiers import Found, Tiers
 
@@ -39,14 +41,17 @@ class TieredPool(PrefixPool):
     """A prefix pool that asks its tiers for the blocks that it lacks."""
 
     def __init__(self, ops: Any, config: ModelConfig, params: Any, policy: "Tiered") -> None:
-        super().__init__(ops, config, policy.block, policy.kept_tokens)
+        super().__init__(ops, config, policy.size(config), policy.kept_tokens)
         folder = None if policy.cold_folder is None else expanded(policy.cold_folder)
+        self._folder = folder
+        self._require_room(policy)
         self.tiers = Tiers(policy.warm_bytes, folder, policy.cold_bytes, EVICTIONS[policy.eviction])
         self.shadow = Shadow(policy.shadow)
         self.sound = True  # no block was found to be another than what is computed
         self._stored: Any = BELOW[policy.below].stored
         self._start = first_key(provenance(ops, config, params, policy.block, policy.below))
         self._doubted: dict[bytes, Found] = {}  # hits that are computed again
+        self._from_below: set[int] = set()  # blocks whose numbers were read from the tiers
         self._hits = 0
         self._inert: list[str] = []
         weakref.finalize(self, self.tiers.close)  # at the end of the process too
@@ -55,38 +60,71 @@ class TieredPool(PrefixPool):
     def has_tiers(self) -> bool:
         return self.tiers.has_any
 
+    def _require_room(self, policy: "Tiered") -> None:
+        """Raises ConfigurationError for a tier that could not hold one block."""
+        numbers = sum(math.prod(pool.shape) // pool.shape[1] for _, pool in self._named())
+        size = numbers * (1 if policy.below == "int8" else self.layers[0][0].dtype.itemsize)
+        for name in ("warm_bytes", "cold_bytes"):
+            if 0 < getattr(policy, name) < size:
+                message = (
+                    f"cache.{name} is {getattr(policy, name)}, and a block of {self.size} tokens takes {size:,} bytes. "
+                    "Give it more, or 0 for none, or a smaller cache.block."
+                )
+                raise ConfigurationError(message)
+
     def hold(self, ids: Sequence[int]) -> list[int]:
         table = super().hold(ids)
-        fetched = []
-        for number, (key, part) in enumerate(self._keys(ids[:-1])):
-            if number < len(table):
-                continue
+        try:
+            self._fetch(ids, table)
+        except BaseException:  # an interruption while blocks are read
+            self.blocks.let_go(reversed(table), self.is_known)
+            raise
+        return table
+
+    def _fetch(self, ids: Sequence[int], table: list[int]) -> None:
+        """Appends the blocks behind those of the table that the tiers have, from the last to the first: so a tier that
+        needs room gives away the end of a text before its beginning, without which the end cannot be found."""
+        asked = list(self._keys(ids[:-1]))[len(table) :] if self.sound else []
+        count = next((n for n, (key, _) in enumerate(asked) if not self.tiers.contains(key)), len(asked))
+        if count < len(asked):
+            self.tiers.get(*asked[count])  # the lookup that ends the search counts too
+        fetched: list[Arrays] = []
+        for key, part in reversed(asked[:count]):
             found = self._fetched(key, part)
-            if found is None:
-                break
-            fetched.append(found.arrays)
-        for arrays_left in range(len(fetched), 0, -1):
-            table.append(self.take(table[-1] + 1 if table else 1, arrays_left - 1))
+            fetched = [] if found is None else [found.arrays, *fetched]
+        for behind in range(len(fetched) - 1, -1, -1):
+            table.append(self.take(table[-1] + 1 if table else 1, behind))
         if fetched:
             new = table[-len(fetched) :]
             self._write(new, fetched)
+            self._from_below.update(new)
             super().remember(ids[: len(table) * self.size], table)
             self.counts.found += len(fetched) * self.size
-        return table
+
+    def take(self, near: int, and_more: int) -> int:
+        block = super().take(near, and_more)
+        self._from_below.discard(block)
+        return block
 
     def remember(self, ids: Sequence[int], table: Sequence[int]) -> None:
+        keyed = list(zip(self._keys(ids), table, strict=False))
+        for (key, _), block in keyed:
+            found = self._doubted.pop(key, None)
+            if found is not None and self.sound:
+                self._compare(found, self._read(block))
+        if not self.sound and not self._from_below.isdisjoint(table):
+            return  # what hangs on a tier that lied is not used again
         super().remember(ids, table)
-        for (key, part), block in zip(self._keys(ids), table, strict=False):
-            if key in self._doubted:
-                self._compare(self._doubted.pop(key), self._read(block))
+        for (key, part), block in reversed(keyed):  # the end of a text goes before its beginning
             if self.sound and not self.tiers.contains(key):
                 self.tiers.put(key, part, self._read(block))
         for name in self.tiers.ledger.inert():
             if name not in self._inert:
                 self._inert.append(name)
                 message = (
-                    f"The {name} tier of the cache was written {self.tiers.ledger.inert_after} times and never read. "
-                    "Give it more bytes, or turn it off."
+                    f"The {name} tier of the cache was written {self.tiers.ledger.inert_after} times, and none of "
+                    f"{INERT_LOOKUPS} lookups was answered by it. If texts begin alike, give it more bytes; else turn "
+                    "it off."
                 )
                 warnings.warn(message, TierWarning, stacklevel=2)
 
@@ -144,10 +182,12 @@ class TieredPool(PrefixPool):
         self.shadow.bounds = {} if exact else {found.tier: ADDED_OTHERWISE * largest}
         if not self.shadow.record(found.tier, found.arrays, computed):
             self.sound = False
+            self.forget()
             off = self.shadow.outcomes[found.tier].largest
             message = (
-                f"A block from the {found.tier} tier of the cache is off by up to {off:.3g} from what is computed. The "
-                "tiers are not used any more in this run. Remove cache.cold_folder, and please report it."
+                f"A block from the {found.tier} tier of the cache is off by up to {off:.3g} from what is computed, so "
+                "texts of this run that began as earlier ones may be wrong. The tiers are not used any more in it. "
+                f"Remove the files in {self._folder}, if there are any, and please report it."
             )
             warnings.warn(message, TierWarning, stacklevel=2)
 
@@ -181,6 +221,9 @@ class Tiered(Prefix):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("cache.eviction", self.eviction, tuple(EVICTIONS))
+        if self.cold_folder is not None and not str(self.cold_folder).strip():
+            message = "cache.cold_folder is empty. Name a folder, or leave it out for no files."
+            raise ConfigurationError(message)
         require_choice("cache.below", self.below, tuple(BELOW))
         for name in ("warm_bytes", "cold_bytes"):
             size = getattr(self, name)

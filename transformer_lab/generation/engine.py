@@ -4,7 +4,9 @@ B rows (prompts) of unequal lengths run together, padded on the right. The funct
 one trace per shape of the prefill and one per size of the cache, however many tokens are decoded.
 """
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,7 @@ class Engine:
         self.ops, self.config, self.policy = ops, config, policy
         # What looks at every pass. A compiler keeps what its functions refer to, so that must not be the engine itself.
         self.look = look = Look()
+        self._lock = threading.RLock()
         self.take(params)
 
         def extend(params: Any, token_ids: Any, start: Any, last: Any, cache: Any) -> tuple[Any, Any]:
@@ -65,7 +68,13 @@ class Engine:
 
     def take(self, params: Any) -> None:
         """These parameters from now on; what was kept of texts belongs to those before."""
-        self.params, self.memory = params, self.policy.memory(self.ops, self.config, params)
+        with self._lock:
+            self.params, self.memory = params, self.policy.memory(self.ops, self.config, params)
+
+    @property
+    def alone(self) -> AbstractContextManager[Any]:
+        """Threads whose texts lie in one memory come one after the other; without a memory they need not."""
+        return nullcontext() if self.memory is None else self._lock
 
     def run(self, function: Any, *arguments: Any) -> Any:
         """function(params, *arguments), one of the two. If it fails where arrays are consumed, what was kept of texts
@@ -94,12 +103,14 @@ class Sequences:
         self.written: list[int] = []  # how many tokens of each row the cache holds
         longest = max(len(row) for row in self.rows)
         self.capacity = ops.bucket(min(longest + new_tokens, config.context_length), config.context_length)
-        self.cache, known = engine.policy.begin(engine.memory, ops, config, self.rows, self.capacity)
-        try:
-            self._run_prompts(known)
-        except BaseException:
-            self.end()
-            raise
+        with engine.alone:
+            self.memory = engine.memory
+            self.cache, known = engine.policy.begin(self.memory, ops, config, self.rows, self.capacity)
+            try:
+                self._run_prompts(known)
+            except BaseException:
+                self.end()
+                raise
 
     def feed(self, tokens: Sequence[int]) -> None:
         """Appends one token to each row."""
@@ -114,9 +125,12 @@ class Sequences:
     def end(self) -> None:
         """Gives back what the cache holds; nothing can be fed any more."""
         if self.cache is not None:
-            held = [row[:count] for row, count in zip(self.rows, self.written, strict=True)]
-            self.engine.policy.end(self.cache, held)
-            self.cache, self.rows = None, []
+            with self.engine.alone:
+                # Where the engine has gone on to another memory, this text is of other weights, or its arrays are gone.
+                known = self.written if self.engine.memory is self.memory else [0] * len(self.rows)
+                cache, held = self.cache, [row[:count] for row, count in zip(self.rows, known, strict=True)]
+                self.cache, self.rows = None, []
+                self.engine.policy.end(cache, held)
 
     def _run_prompts(self, known: Sequence[int]) -> None:
         """known: how many tokens of each row are in the cache already. A row that has come to its end waits."""
@@ -144,9 +158,10 @@ class Sequences:
         lengths = [
             max(start + len(piece), before) for start, piece, before in zip(starts, pieces, self.written, strict=True)
         ]
-        ready = self._ready(lengths, max(starts) + width)
-        logits, written = self.engine.run(self.engine.extend, *arguments, ready)
-        self._keep(written, lengths)
+        with self.engine.alone:
+            ready = self._ready(lengths, max(starts) + width)
+            logits, written = self.engine.run(self.engine.extend, *arguments, ready)
+            self._keep(written, lengths)
         self.logits = ops.to_numpy(logits)
 
     def _ready(self, lengths: Sequence[int], reach: int) -> Any:
@@ -168,18 +183,18 @@ class Sequences:
         ops, engine = self.engine.ops, self.engine
         starts = ops.asarray(np.array([len(row) for row in self.rows]))
         lengths = [len(row) + count for row in self.rows]
-        ready = self._ready(lengths, max(lengths))
         blank = np.zeros((len(tokens), ops.steps_per_call))
-        written, found, scores = engine.run(
-            engine.greedy,
-            ops.asarray(np.array(tokens)),
-            starts,
-            ready,
-            ops.asarray(blank, ops.index_dtype),
-            ops.asarray(blank),
-            ops.asarray(np.array(count)),
-        )
-        self._keep(written, lengths)
+        with engine.alone:
+            written, found, scores = engine.run(
+                engine.greedy,
+                ops.asarray(np.array(tokens)),
+                starts,
+                self._ready(lengths, max(lengths)),
+                ops.asarray(blank, ops.index_dtype),
+                ops.asarray(blank),
+                ops.asarray(np.array(count)),
+            )
+            self._keep(written, lengths)
         ids, log_probabilities = ops.to_numpy(found)[:, :count], ops.to_numpy(scores)[:, :count]
         for row, token, chosen in zip(self.rows, tokens, ids.tolist(), strict=True):
             row.extend([token, *chosen[:-1]])

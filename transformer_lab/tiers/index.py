@@ -13,10 +13,18 @@ from typing import Any
 
 from transformer_lab.tiers.eviction import Eviction
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NAME = "index.sqlite"
-_SECONDS_TO_WAIT = 30  # for another process's transaction; none holds a file's bytes being written
-_COLUMNS = "key BLOB PRIMARY KEY, digest BLOB, tokens INTEGER, bytes INTEGER, uses INTEGER, rank INTEGER, used INTEGER"
+_SECONDS_TO_WAIT = 10  # for another process's transaction; none holds a file's bytes being written
+# What is no number or no key there would be met much later, far from here.
+_COLUMNS = ", ".join(
+    f"{name} NOT NULL CHECK (typeof({name.split()[0]}) = '{kind}')"
+    for kind, names in {
+        "blob": ("key PRIMARY KEY", "digest"),
+        "integer": ("tokens", "bytes", "uses", "rank", "used"),
+    }.items()
+    for name in names
+)
 _SCHEMA = (
     f"CREATE TABLE IF NOT EXISTS blocks ({_COLUMNS})",
     "CREATE INDEX IF NOT EXISTS by_rank ON blocks (rank, used)",
@@ -117,6 +125,8 @@ class Index:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA_VERSION:
                 raise FutureIndexError
+            if 0 < version < SCHEMA_VERSION:
+                raise sqlite3.DatabaseError
             for statement in _SCHEMA:
                 self._db.execute(statement)
             self._db.execute("SELECT digest, uses, rank, used FROM blocks LIMIT 1")  # another's table of this name

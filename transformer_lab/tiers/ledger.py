@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from transformer_lab.tiers.block import Block
 
+INERT_LOOKUPS = 16  # one text is one lookup, if nothing of it is found
 REASONS = ("budget", "damage", "collision", "replaced", "closed", "written", "kept", "too large", "off")
 
 
@@ -119,7 +120,11 @@ class Ledger:
         return broken
 
     def inert(self) -> list[str]:
-        """The tiers that were written `inert_after` times and never read back, although lookups missed."""
+        """The tiers that were written `inert_after` times, and asked INERT_LOOKUPS times without an answer."""
         read = {"warm": self.warm.hits.blocks, "cold": self.cold.hits.blocks + self.prefetched}
         tiers = {"warm": self.warm, "cold": self.cold}
-        return [name for name, t in tiers.items() if t.put.blocks >= self.inert_after and not read[name] and t.misses]
+        return [
+            name
+            for name, tier in tiers.items()
+            if tier.put.blocks >= self.inert_after and not read[name] and tier.misses >= INERT_LOOKUPS
+        ]
