@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -277,9 +278,11 @@ def test_a_block_is_no_longer_than_a_text():
 @pytest.mark.parametrize("warm", [0, 5 * 512, 10**6])
 def test_the_beginning_of_a_text_outlives_its_end(tmp_path, eviction, warm):
     """Without its beginning nothing of it can be found; a text of seven blocks, and room for five in the files."""
-    policy = cold(tmp_path, warm_bytes=warm, eviction=eviction, cold_bytes=5 * 2000)
+    seen(cold(tmp_path / "ample"))
+    size = max(path.stat().st_size for path in (tmp_path / "ample").glob("*.block"))
+    policy = cold(tmp_path / "narrow", warm_bytes=warm, eviction=eviction, cold_bytes=5 * size)
+    assert judged(policy) == 0
     for _ in range(3):
-        seen(policy)
         assert judged(policy) >= 16
 
 
@@ -491,3 +494,49 @@ def test_no_folder_however_it_is_treated_changes_a_bit(tmp_path, seed):
         assert pool.tiers.check() == [] and pool.sound and pool.blocks.held == 0
         _tampered(draw, tmp_path)
         built = begun() if draw.random() < 0.5 else built
+
+
+def test_a_pool_whose_tiers_are_closed_goes_on_without_them(tmp_path):
+    built = model(ROTARY, cold(tmp_path))
+    under_way = built.engine.begin([TEXT], 2)
+    built.engine.memory.tiers.close()
+    under_way.end()
+    assert (fed(built, [TEXT], AFTER) == uncached(built, [TEXT], AFTER)).all()
+    assert judged(cold(tmp_path)) == 0
+
+
+FORKING = """
+import os, signal, sys
+import transformer_lab as lab
+from transformer_lab.cache.tiered import Tiered
+
+model = lab.load_model("storybook", cache=Tiered(1, warm_bytes=0, cold_folder=sys.argv[1]))
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    text = model.generate("The king said to his three sons " * 6, max_new_tokens=2).text  # more than the queue takes
+    model.engine.memory.close()
+    os._exit(0 if text else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_goes_on_without_the_tiers(tmp_path):
+    """It has no thread that writes, and waited for one for ever."""
+    done = subprocess.run([sys.executable, "-c", FORKING, tmp_path / "blocks"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "blocks").glob("*.block"))
+
+
+def test_exchanged_weights_close_the_tiers_of_those_before(tmp_path, monkeypatch):
+    """In the folder where they were opened, wherever the process stands now."""
+    monkeypatch.chdir(tmp_path)
+    built, threads = model(ROTARY, cold("blocks", warm_bytes=10**6)), threading.active_count()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for seed in range(5):
+        built.generate(TEXT, 1)
+        built.replace_weights(arrays_of(ROTARY, seed))
+    assert threading.active_count() == threads and not os.listdir(".")
+    assert judged(cold(tmp_path / "blocks")) == 28 and judged(cold(tmp_path / "blocks"), seed=3) == 28

@@ -101,6 +101,9 @@ class Pool:
     def forgotten(self, block: int) -> None:
         """What was kept in this block is about to be written over."""
 
+    def close(self) -> None:
+        """Nobody will ask it any more; texts under way come to their end."""
+
     def to_dict(self) -> dict[str, Any]:
         """What a record says of it."""
         return {"blocks": self.blocks.count, "tokens_of_a_block": self.size}

@@ -56,7 +56,7 @@ class CachePolicy:
     # A generation is run by these. What `begin` gives is the policy's own; what `ready` gives is what a pass takes.
 
     def memory(self, ops: Any, config: ModelConfig, params: Any) -> Any:
-        """What outlives a generation, of one model with these parameters; None if nothing does."""
+        """What outlives a generation, of one model with these parameters; None if nothing does. It has `close`."""
         return None
 
     def begin(

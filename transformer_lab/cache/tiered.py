@@ -42,10 +42,9 @@ class TieredPool(PrefixPool):
 
     def __init__(self, ops: Any, config: ModelConfig, params: Any, policy: "Tiered") -> None:
         super().__init__(ops, config, policy.size(config), policy.kept_tokens)
-        folder = None if policy.cold_folder is None else expanded(policy.cold_folder)
-        self._folder = folder
+        self._folder = None if policy.cold_folder is None else Path(policy.cold_folder)
         self._require_room(policy)
-        self.tiers = Tiers(policy.warm_bytes, folder, policy.cold_bytes, EVICTIONS[policy.eviction])
+        self.tiers = Tiers(policy.warm_bytes, self._folder, policy.cold_bytes, EVICTIONS[policy.eviction])
         self.shadow = Shadow(policy.shadow)
         self.sound = True  # no block was found to be another than what is computed
         self._stored: Any = BELOW[policy.below].stored
@@ -58,7 +57,10 @@ class TieredPool(PrefixPool):
 
     @property
     def has_tiers(self) -> bool:
-        return self.tiers.has_any
+        return self.sound and self.tiers.is_open
+
+    def close(self) -> None:
+        self.tiers.close()
 
     def _require_room(self, policy: "Tiered") -> None:
         """Raises ConfigurationError for a tier that could not hold one block."""
@@ -84,7 +86,7 @@ class TieredPool(PrefixPool):
     def _fetch(self, ids: Sequence[int], table: list[int]) -> None:
         """Appends the blocks behind those of the table that the tiers have, from the last to the first: so a tier that
         needs room gives away the end of a text before its beginning, without which the end cannot be found."""
-        asked = list(self._keys(ids[:-1]))[len(table) :] if self.sound else []
+        asked = list(self._keys(ids[:-1]))[len(table) :] if self.has_tiers else []
         count = next((n for n, (key, _) in enumerate(asked) if not self.tiers.contains(key)), len(asked))
         if count < len(asked):
             self.tiers.get(*asked[count])  # the lookup that ends the search counts too
@@ -115,9 +117,8 @@ class TieredPool(PrefixPool):
         if not self.sound and not self._from_below.isdisjoint(table):
             return  # what hangs on a tier that lied is not used again
         super().remember(ids, table)
-        for (key, part), block in reversed(keyed):  # the end of a text goes before its beginning
-            if self.sound and not self.tiers.contains(key):
-                self.tiers.put(key, part, self._read(block))
+        if keyed and self.has_tiers:
+            self._put(keyed)
         for name in self.tiers.ledger.inert():
             if name not in self._inert:
                 self._inert.append(name)
@@ -127,6 +128,14 @@ class TieredPool(PrefixPool):
                     "it off."
                 )
                 warnings.warn(message, TierWarning, stacklevel=2)
+
+    def _put(self, keyed: Sequence[tuple[tuple[bytes, tuple[int, ...]], int]]) -> None:
+        """From the last to the first, as they are read; and of a text that is longer than the tiers, the beginning."""
+        (key, part), block = keyed[0]
+        most = self.tiers.most_like(key, part, self._read(block))
+        for (key, part), block in reversed(keyed[:most]):
+            if not self.tiers.contains(key):
+                self.tiers.put(key, part, self._read(block))
 
     def _keys(self, ids: Sequence[int]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
         """The key and the tokens of each full block."""
@@ -138,7 +147,7 @@ class TieredPool(PrefixPool):
 
     def _fetched(self, key: bytes, part: tuple[int, ...]) -> Found | None:
         """From the tiers, unless it is to be computed again to see whether it is right."""
-        found = self.tiers.get(key, part) if self.sound else None
+        found = self.tiers.get(key, part)
         if found is None:
             return None
         self._hits += 1
@@ -224,6 +233,8 @@ class Tiered(Prefix):
         if self.cold_folder is not None and not str(self.cold_folder).strip():
             message = "cache.cold_folder is empty. Name a folder, or leave it out for no files."
             raise ConfigurationError(message)
+        if self.cold_folder is not None:  # the working folder of the process may change
+            object.__setattr__(self, "cold_folder", expanded(self.cold_folder).absolute())
         require_choice("cache.below", self.below, tuple(BELOW))
         for name in ("warm_bytes", "cold_bytes"):
             size = getattr(self, name)

@@ -32,6 +32,7 @@ class Engine:
         # What looks at every pass. A compiler keeps what its functions refer to, so that must not be the engine itself.
         self.look = look = Look()
         self._lock = threading.RLock()
+        self.memory: Any = None
         self.take(params)
 
         def extend(params: Any, token_ids: Any, start: Any, last: Any, cache: Any) -> tuple[Any, Any]:
@@ -69,6 +70,8 @@ class Engine:
     def take(self, params: Any) -> None:
         """These parameters from now on; what was kept of texts belongs to those before."""
         with self._lock:
+            if self.memory is not None:
+                self.memory.close()
             self.params, self.memory = params, self.policy.memory(self.ops, self.config, params)
 
     @property

@@ -52,11 +52,12 @@ class Bench:
         return Result(output=output, model=model, timing=timing)
 
     def _measure(self, model: Any, batch_size: int, seed: int) -> dict[str, Any]:
-        """Medians over the repeats. A first call, not counted in them, takes the compilation."""
-        noise = np.random.default_rng(seed)
-        prompts = noise.integers(0, model.config.vocab_size, (batch_size, self.prompt_length)).tolist()
+        """Medians over the repeats. A first call, not counted in them, takes the compilation. Each call has prompts of
+        its own, for a cache may remember those of the others."""
+        noise, shape = np.random.default_rng([seed, batch_size]), (1 + self.repeats, batch_size, self.prompt_length)
         warm, *timings = [
-            model.generate(prompts, max_new_tokens=self.new_tokens)[0].timing for _ in range(1 + self.repeats)
+            model.generate(prompts, max_new_tokens=self.new_tokens)[0].timing
+            for prompts in noise.integers(0, model.config.vocab_size, shape).tolist()
         ]
         names = ("first_token_s", "prefill_tokens_per_s", "decode_tokens_per_s")
         return {"batch_size": batch_size, "compile_s": warm.compile_s} | {

@@ -93,6 +93,10 @@ class Cold:
             return "written"
         return "off"
 
+    def most_like(self, key: bytes, block: Block) -> int:
+        """How many files of its size there is room for."""
+        return self._budget // file_size(header_of(key, block), block)
+
     def contains(self, key: bytes) -> bool:
         """Whether the index knows it. Nothing is counted and no file is read."""
         with self._switching_off():

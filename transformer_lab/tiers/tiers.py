@@ -4,6 +4,7 @@ One lock guards the maps, and nothing waits for the disk while it holds it; the 
 own. Who holds the lock of the index may take that of the maps, never the other way round.
 """
 
+import os
 import threading
 import warnings
 from collections import deque
@@ -57,6 +58,7 @@ class Tiers:
         self._wanted: deque[tuple[bytes, tuple[int, ...]]] = deque(maxlen=_MOST_WANTED)
         self._reading: set[bytes] = set()  # keys of files that a thread is reading
         self._closed = self._said = False
+        self._process = os.getpid()
         works = (self._write, self._read_ahead) if self._cold is not None else ()
         self._threads = [threading.Thread(target=work, daemon=True) for work in works]
         for thread in self._threads:
@@ -113,8 +115,18 @@ class Tiers:
                 self._change.notify_all()
 
     @property
-    def has_any(self) -> bool:
-        return self._warm is not None or (self._cold is not None and not self._cold.off)
+    def is_open(self) -> bool:
+        """Whether there is a tier, and it may be asked: not after `close`, nor in a process that was forked, which has
+        no thread that writes."""
+        some = self._warm is not None or (self._cold is not None and not self._cold.off)
+        return some and not self._closed and self._process == os.getpid()
+
+    def most_like(self, key: bytes, token_ids: Sequence[int], arrays: Arrays) -> int:
+        """How many blocks like this the last tier has room for."""
+        block = owned(token_ids, arrays)
+        if self._cold is not None and not self._cold.off:
+            return self._cold.most_like(key, block)
+        return self._warm.most_like(block) if self._warm is not None else 0
 
     @property
     def off(self) -> str | None:
@@ -135,7 +147,9 @@ class Tiers:
         self._say()
 
     def close(self) -> None:
-        """`flush`, and then nothing more. A second call does nothing."""
+        """`flush`, and then nothing more. A second call does nothing, and none in a process that was forked."""
+        if self._process != os.getpid():
+            return
         with self._change:
             if not self._closed:
                 self._demote_all()

@@ -24,6 +24,10 @@ class Warm:
         self._counts.looked_up(block)
         return block
 
+    def most_like(self, block: Block) -> int:
+        """How many of its size there is room for."""
+        return self._budget // block.bytes
+
     def takes(self, block: Block) -> bool:
         """Whether it fits into the whole budget."""
         return block.bytes <= self._budget
