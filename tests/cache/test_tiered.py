@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -540,3 +541,13 @@ def test_exchanged_weights_close_the_tiers_of_those_before(tmp_path, monkeypatch
         built.replace_weights(arrays_of(ROTARY, seed))
     assert threading.active_count() == threads and not os.listdir(".")
     assert judged(cold(tmp_path / "blocks")) == 28 and judged(cold(tmp_path / "blocks"), seed=3) == 28
+
+
+@pytest.mark.filterwarnings("error")  # an exception in a finalizer is an error of the test too
+def test_a_forgotten_model_whose_folder_is_gone_ends_in_silence(tmp_path):
+    built = model(ROTARY, cold(tmp_path / "blocks", warm_bytes=10**6))
+    built.generate(TEXT, 1)
+    shutil.rmtree(tmp_path / "blocks")
+    (tmp_path / "blocks").write_text("in its place")
+    del built
+    gc.collect()

@@ -53,7 +53,7 @@ class TieredPool(PrefixPool):
         self._from_below: set[int] = set()  # blocks whose numbers were read from the tiers
         self._hits = 0
         self._inert: list[str] = []
-        weakref.finalize(self, self.tiers.close)  # at the end of the process too
+        weakref.finalize(self, self.tiers.finish)  # at the end of the process too
 
     @property
     def has_tiers(self) -> bool:

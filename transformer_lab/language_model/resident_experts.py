@@ -121,7 +121,7 @@ class ResidentExperts:
         self._coming: dict[tuple[str, int], Future[_Placed]] = {}
         self._lock = threading.Lock()
         self._reader = ThreadPoolExecutor(1) if self.policy.prefetch else None
-        weakref.finalize(self, self.tiers.close)  # at the end of the process too
+        weakref.finalize(self, self.tiers.finish)  # at the end of the process too
 
     def place(self, name: str, array: np.ndarray) -> Any:
         """As `Backend.place`; of the kernels of experts [E, in, out] what fetches one when it is needed."""

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -166,6 +166,11 @@ class Tiers:
         if self._cold is not None:
             self._cold.close()
         self._say()
+
+    def finish(self) -> None:
+        """`close` for a finalizer: where warnings are errors, there is nobody whom one could reach."""
+        with suppress(TierWarning):
+            self.close()
 
     def __enter__(self) -> "Tiers":
         return self
