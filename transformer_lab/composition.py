@@ -144,7 +144,7 @@ def check(hydra: Any, words: Sequence[str], texts: Mapping[str, str]) -> tuple[S
     config, left_out = _compose(hydra, words)
     settings = settings_from(config, config.hydra.runtime.choices, texts)
     _refuse_replaced(settings, words)
-    settings.build("job")
+    _refuse_unused(settings, settings.build("job"), [*words, *texts])
     settings.build("sampling")
     return settings, left_out
 
@@ -162,6 +162,15 @@ def _refuse_replaced(settings: Settings, words: Sequence[str]) -> None:
         if key.startswith("ffn.") and part in ("router", "balancer") and settings.choices.get(part):
             chosen, said = f"{part}={settings.choices[part]}", ".".join(filter(None, (part, field)))
             message = f"{key} is given, and {chosen} takes the place of ffn.{part}. Say {said}=."
+            raise ConfigurationError(message)
+
+
+def _refuse_unused(settings: Settings, job: Any, words: Sequence[str]) -> None:
+    """What the job does not look at would be passed over in silence, and stand in its record."""
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        if re.split(r"[.@]", key)[0] in getattr(job, "unused", ()):
+            message = f"{key} is given, and job={settings.choices['job']} does not look at it. Leave it out."
             raise ConfigurationError(message)
 
 

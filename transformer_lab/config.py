@@ -123,7 +123,8 @@ def construct(target: Any, values: Mapping[str, Any], where: str = "") -> Any:
 
 
 def _build(section: Mapping[str, Any], where: str, values: Mapping[str, Any]) -> Any:
-    own = {key: _built(value, f"{where}.{key}") for key, value in section.items() if key != "_target_"}
+    keys = [key for key in section if key != "_target_" and key not in values]
+    own = {key: _built(section[key], f"{where}.{key}") for key in keys}
     return construct(import_target(section.get("_target_"), where), own | dict(values), where)
 
 

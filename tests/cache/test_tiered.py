@@ -533,13 +533,14 @@ def test_a_forked_process_goes_on_without_the_tiers(tmp_path):
 def test_exchanged_weights_close_the_tiers_of_those_before(tmp_path, monkeypatch):
     """In the folder where they were opened, wherever the process stands now."""
     monkeypatch.chdir(tmp_path)
+    gc.collect()
     built, threads = model(ROTARY, cold("blocks", warm_bytes=10**6)), threading.active_count()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     for seed in range(5):
         built.generate(TEXT, 1)
         built.replace_weights(arrays_of(ROTARY, seed))
-    assert threading.active_count() == threads and not os.listdir(".")
+    assert threading.active_count() <= threads and not os.listdir(".")
     assert judged(cold(tmp_path / "blocks")) == 28 and judged(cold(tmp_path / "blocks"), seed=3) == 28
 
 

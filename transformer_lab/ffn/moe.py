@@ -31,7 +31,7 @@ _PARTS = {
         "In Python it is a network such as Dense(320); docs/experts.md has it on the command line.",
     ),
     "capacity": (("kept", "most"), "In Python it is Capacity(1.25); docs/experts.md has it on the command line."),
-    "balancer": (("states", "moved"), "On the command line, balancer=NAME chooses one."),
+    "balancer": (("states", "moved", "training_terms"), "On the command line, balancer=NAME chooses one."),
 }
 
 
@@ -151,6 +151,12 @@ class MixtureOfExperts:
         if (chosen := ids.shape[-1]) != (said := router.slots(self.experts.count)):
             message = f"{type(router).__name__} chose {chosen} experts for a token, and its k says {said}."
             raise ConfigurationError(message)
+        if weights.shape != ids.shape:
+            message = (
+                f"{type(router).__name__} gave weights of the shape {tuple(weights.shape)} for chosen experts of the "
+                f"shape {tuple(ids.shape)}. `weigh` must give one weight for each."
+            )
+            raise ConfigurationError(message)
         if router.drops:
             kept = tap("router.asked", xp.broadcast_to(ids >= 0, ids.shape) if kept is None else kept)
         if self.capacity is not None:
@@ -218,7 +224,13 @@ class MixtureOfExperts:
 
     def moved(self, ops: Any, state: Any, found: Mapping[str, Any]) -> Any:
         """The balancer's state after a step. found: of all tokens of the step, from `training_terms`."""
-        return self.balancer.moved(ops, state, found)
+        moved = self.balancer.moved(ops, state, found)
+        have = {name: tuple(array.shape) for name, array in state.items()}
+        new = {name: tuple(array.shape) for name, array in moved.items()} if isinstance(moved, Mapping) else moved
+        if new != have:
+            message = f"{type(self.balancer).__name__}.moved gave {new!r}; it must give what its `states` has: {have}."
+            raise ConfigurationError(message)
+        return moved
 
 
 def mixtures(config: ModelConfig) -> dict[int, MixtureOfExperts]:

@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformer_lab.config import Settings, available_backends
 from transformer_lab.errors import ConfigurationError, printable
@@ -22,6 +22,8 @@ class Compare:
     what `comparison/default_prompts.py` offers. exit_zero: whatever was found, the exit code is 0. The others are those
     of `comparison.study.compare`.
     """
+
+    unused: ClassVar[tuple[str, ...]] = ("cache", "residency")
 
     participants: list[str] | None
     dump: str | None

@@ -5,6 +5,7 @@ memory.
 import json
 import sys
 from dataclasses import dataclass
+from typing import ClassVar
 
 from transformer_lab.checkpoints import Inspection, inspect_folder
 from transformer_lab.checkpoints.regular_file import is_there
@@ -18,6 +19,8 @@ from transformer_lab.sources import ModelFiles, model_files
 @dataclass(frozen=True)
 class Inspect:
     """Has no options: `model=...` or `model.source=PATH` says what to look at."""
+
+    unused: ClassVar[tuple[str, ...]] = ("cache", "residency")
 
     def run(self, settings: Settings) -> Result:
         found = inspect_folder(*_chosen_files(settings))

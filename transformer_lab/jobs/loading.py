@@ -66,6 +66,9 @@ def chosen_parts(settings: Settings) -> dict[str, Any]:
 
 def _chosen_part(settings: Settings, group: str) -> Any:
     section = settings.sections.get(group) or {}
+    if group == "ffn" and "_target_" in section:  # whole, lest a router that gives way to another is complained of
+        more = [name for name in ("router", "balancer") if name in section and settings.choices.get(name)]
+        return settings.build(group, **{name: settings.build(name) for name in more})
     if "_target_" in section:
         return partial(settings.build, group) if group == "block" else settings.build(group)
     return {name: value for name, value in section.items() if value is not None} or None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from transformer_lab.config import Settings
 from transformer_lab.errors import ConfigurationError
@@ -13,6 +14,8 @@ from transformer_lab.paths import expanded
 @dataclass(frozen=True)
 class TrainTokenizer:
     """vocab_size: ids wanted, special tokens and the 256 bytes among them. output: the folder to write."""
+
+    unused: ClassVar[tuple[str, ...]] = ("cache", "residency")
 
     vocab_size: int
     special_tokens: list[str]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -58,6 +58,8 @@ class Train(Plan):
 
     resume: the folder of an interrupted run to go on with. The rest is Plan's.
     """
+
+    unused: ClassVar[tuple[str, ...]] = ("cache", "residency")
 
     context: int | None
     average_decay: float | None
