@@ -196,6 +196,14 @@ def test_a_field_of_a_part_that_is_replaced_is_refused(run, words, said):
     assert outcome.code == 2 and said in outcome.err
 
 
+@pytest.mark.parametrize("job", ["train", "compare", "inspect", "tokenizer"])
+@pytest.mark.parametrize("word", ["cache=tiered", "residency=tiered", "cache.block=4"])
+def test_what_a_job_does_not_look_at_is_refused(run, job, word):
+    outcome = run(f"job={job}", "cache=paged", word) if word == "cache.block=4" else run(f"job={job}", word)
+    key = "cache" if word == "cache.block=4" else word.partition("=")[0]
+    assert outcome.code == 2 and f"{key} is given, and job={job} does not look at it. Leave it out." in outcome.err
+
+
 def test_a_group_of_the_users_own_needs_no_sign(run, tmp_path):
     (tmp_path / "mine" / "course").mkdir(parents=True)
     (tmp_path / "mine" / "course" / "monday.yaml").write_text("# @package _global_\nseed: 11\n")

@@ -14,6 +14,7 @@ from transformer_lab.balancer.sign_bias import SignBias
 from transformer_lab.balancer.threshold import Threshold
 from transformer_lab.cli import main
 from transformer_lab.config import names
+from transformer_lab.errors import ConfigurationError
 from transformer_lab.ffn.capacity import Capacity
 from transformer_lab.ffn.experts import Experts
 from transformer_lab.ffn.moe import MixtureOfExperts
@@ -192,3 +193,57 @@ def test_every_named_mixture_is_trained_from_the_command_line(name, tmp_path, mo
     assert np.isfinite(lab.load_model("run/model").logits([3, 4, 5])).all()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["balance_loss"]) for line in lines if "loss" in line)
+
+
+@dataclass(frozen=True)
+class OneWeightForAll(Router):
+    k: int = 2
+
+    def weigh(self, ops, params, logits, ids):
+        return logits
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+def test_weights_of_another_shape_than_the_choice_are_refused(backend):
+    model = built(backend, ffn=MixtureOfExperts(OneWeightForAll(), EXPERTS))
+    with pytest.raises(ConfigurationError, match=r"OneWeightForAll gave weights of the shape \(1, \d+, 4\)"):
+        model.logits(ids(5))
+
+
+@pytest.mark.parametrize(
+    ("gives", "said"),
+    [
+        (lambda state: {"bias": state["bias"][:2]}, r"moved gave \{'bias': \(2,\)\}; .* \{'bias': \(4,\)\}"),
+        (lambda state: {"bais": state["bias"]}, r"moved gave \{'bais'"),
+        (lambda state: None, r"moved gave None"),
+    ],
+)
+def test_a_balancer_that_moves_something_else_is_told_so(gives, said):
+    @dataclass(frozen=True)
+    class Odd(SignBias):
+        def moved(self, ops, state, found):
+            return gives(state)
+
+    mixture = MixtureOfExperts(Mixtral(), EXPERTS, balancer=Odd(0.01))
+    with pytest.raises(ConfigurationError, match=said):
+        mixture.moved(None, {"bias": np.zeros(4)}, {})
+
+
+def test_a_balancer_that_adds_nothing_to_training_is_none():
+    class NoTerms:
+        def states(self, experts):
+            return {"bias": (experts,)}
+
+        def moved(self, ops, state, found):
+            return state
+
+    with pytest.raises(ConfigurationError, match=r"ffn\.balancer is .*; it must be a part"):
+        MixtureOfExperts(Mixtral(), EXPERTS, balancer=NoTerms())
+
+
+def test_a_router_that_gives_way_is_not_complained_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["ffn=moe", "ffn.experts.count=1", "ffn.experts.size=8", "model.weights=random", "max_new_tokens=2"]
+    assert main([*words, "router=olmoe", "router.k=1", "prompt=The"]) == 0
+    assert main([*words, "prompt=The"]) == 2
+    assert "ffn.router.k is 2, and ffn.experts.count is 1" in capsys.readouterr().err
