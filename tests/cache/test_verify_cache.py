@@ -343,3 +343,16 @@ def test_an_interval_holds_its_estimate_where_the_ends_of_a_text_are_otherwise()
     assert low <= values.mean() <= high
     draws = [interval(np.roll(values, shift)) for shift in range(68)]
     assert np.ptp([low for low, _ in draws]) < 0.05 and np.ptp([high for _, high in draws]) < 0.05
+
+
+@pytest.mark.parametrize("row", [0, -1])
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], [ids(seed, 30) for seed in range(4)]])
+def test_no_rows_length_serves_for_all(row, texts, monkeypatch):
+    """What is seen ends where the first, or the last, row ends."""
+
+    def of_one_row(ops, start, tokens, capacity):
+        return min(int(ops.to_numpy(start)[row]) + tokens, capacity)
+
+    monkeypatch.setattr("transformer_lab.cache.contiguous.filled", of_one_row)
+    found = report_of(Contiguous(), texts=texts)
+    assert found.status == "broken" and "in a batch differ" in found.verdict

@@ -229,7 +229,9 @@ def _in_exact_mode(model: LanguageModel, windows: Sequence[Sequence[int]]) -> di
     if isinstance(exact.engine.memory, PrefixPool):
         exact.engine.memory.forget()
     below = [fed(exact, [ids], [prompt]).logits[0] for ids, prompt in zip(some, prompts, strict=True)]
-    rows = some[:3] if len(some) > 1 and len(windows) > 1 else [some[0], some[0][: max(2, len(some[0]) // 2)]]
+    # Three rows of which neither the first nor the last is the longest, so that no row's length serves for all.
+    short, middle, long = sorted([*some[:3], some[0], some[0]][:3], key=len)
+    rows = [short[: max(2, len(short) // 2)], long, middle[: max(2, len(middle) * 3 // 4)]]
     cut = [max(1, len(ids) // 2) for ids in rows]
     together = fed(exact, rows, cut).logits
     of_rows = [uncached(exact, ids, prompt) for ids, prompt in zip(rows, cut, strict=True)]
