@@ -353,3 +353,9 @@ def test_padding_of_one_token_would_be_noticed(monkeypatch):
 
 def test_without_a_mistake_none_is_noticed():
     assert worst(with_mistake((NEARER, NEARER))) < LOGITS_FLOAT64
+
+
+def test_more_sinks_than_a_text_has_tokens_take_no_more_room():
+    built, plain = model(ROTARY, Sinks(sinks=10**8)), model(ROTARY, Contiguous())
+    prompts, after = [ids(1, 20), ids(2, 9)], [ids(3, 6), ids(4, 6)]
+    assert (fed(built, prompts, after) == fed(plain, prompts, after)).all()

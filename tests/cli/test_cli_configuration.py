@@ -204,6 +204,19 @@ def test_what_a_job_does_not_look_at_is_refused(run, job, word):
     assert outcome.code == 2 and f"{key} is given, and job={job} does not look at it. Leave it out." in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("cache.cold_folder=blocks", "cache.cold_folder is a setting of cache=tiered. Choose it in the same line."),
+        ("cache.recent=4", "cache.recent is a setting of cache=int4, cache=sinks. Choose one in the same line."),
+        ("cache.recant=4", "There is no setting cache.recant."),
+    ],
+)
+def test_a_setting_of_another_choice_is_named_with_it(run, word, said):
+    outcome = run(word)
+    assert outcome.code == 2 and said in outcome.err
+
+
 def test_a_group_of_the_users_own_needs_no_sign(run, tmp_path):
     (tmp_path / "mine" / "course").mkdir(parents=True)
     (tmp_path / "mine" / "course" / "monday.yaml").write_text("# @package _global_\nseed: 11\n")

@@ -112,7 +112,7 @@ class Sinks(CachePolicy):
         """turns: to how many positions a query may be turned; None is as many as it sees keys."""
         if attention.window is not None:
             return Window(self.slack).layer(ops, attention, batch, capacity)
-        shape = (batch, attention.num_kv_heads, self.sinks, attention.head_size)
+        shape = (batch, attention.num_kv_heads, min(self.sinks, capacity), attention.head_size)
         ring = (*shape[:2], min(self.recent + self.slack, capacity), shape[3])
         position, table = attention.position, None
         if hasattr(position, "turn"):
