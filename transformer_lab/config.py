@@ -229,9 +229,8 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     others = f" Known here: {', '.join(known)}." if known else ""
     start, dot, last = key.rpartition(".")
     if start in groups() and (owners := [f"{start}={name}" for name in names(start) if last in _section(start, name)]):
-        return (
-            f"{key} is a setting of {', '.join(owners)}. Choose {'it' if len(owners) == 1 else 'one'} in the same line."
-        )
+        one = "it" if len(owners) == 1 else "one"
+        return f"{key} is a setting of {', '.join(owners)}. Choose {one} in the same line.{others}"
     here = [name.removeprefix(start + dot) for name in known]  # else any two names below one part would be near
     return f"There is no setting {key}.{_did_you_mean(last, here, start + dot) or others}"
 
