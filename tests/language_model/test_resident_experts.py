@@ -279,7 +279,7 @@ def test_the_files_need_what_they_take(folder, tmp_path, whole):
 
 def test_what_was_pushed_out_while_loading_is_said_then(folder, monkeypatch):
     monkeypatch.setattr(Tiers, "contains", lambda self, key: False)
-    with pytest.raises(lab.UnavailableError, match=r"number 0, is not in .* disk_bytes must hold all"):
+    with pytest.raises(lab.UnavailableError, match=r"number 0, is not in .*disk_bytes must hold all"):
         resident(folder, KERNEL)
 
 
