@@ -166,3 +166,14 @@ def test_a_file_where_the_folder_should_be(tmp_path):
     tiers.put(key(0), tokens(0), arrays(0))
     assert right(tiers.get(key(0), tokens(0)), 0)
     tiers.close()
+
+
+def test_an_owner_who_cannot_go_on_without_it_asks_for_the_reason(tmp_path):
+    """And hears no warning, which would be an error here."""
+    (tmp_path / "file").write_text("in the way")
+    tiers = Tiers(0, tmp_path / "file", FILE, warns=False)
+    tiers.put(key(0), tokens(0), arrays(0))
+    assert tiers.reason and tiers.reason in tiers.off and "run goes on" not in tiers.reason
+    tiers.close()
+    with Tiers(0, tmp_path / "folder", FILE) as there:
+        assert there.reason is None and there.off is None

@@ -192,9 +192,25 @@ class LanguageModel:
     # --- weights and files ------------------------------------------------------------------------------------------
 
     def replace_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """New values of every parameter: dotted name -> NumPy array, kernels [in, out]. What is compiled stays."""
-        self.params = placed(self.config, self.backend, arrays)
-        self.engine.take(self.params)
+        """New values of every parameter: dotted name -> NumPy array, kernels [in, out]. What is compiled stays.
+
+        Experts that lie in files do so again, under the same budgets, and are counted anew. Raises UnavailableError if
+        they cannot; the weights are then those before.
+        """
+        experts = None if self.experts is None else self.experts.anew()
+        params = placed(self.config, self.backend, arrays, experts and experts.place)
+        if experts is not None:
+            experts.settle()
+        self.params = params
+        self.engine.take(params)
+        if experts is not None:
+            self.take_experts(experts)
+
+    def take_experts(self, experts: Any) -> None:
+        """The `ResidentExperts` of the present weights; guesses, if they are asked for, are made for these."""
+        self.experts = experts
+        if experts.policy.prefetch:
+            self.engine.look.tap = experts.looking_ahead(self.config, self.params)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes config.json, model.safetensors and the tokenizer's files, which transformers loads too.

@@ -103,11 +103,11 @@ def load_model(
             dtype = np.float64 if backend.precision == "float64" else np.float32
             params = checkpoints.load_parameters(folder, config, place, dtype, report, before_reading, adapter)
         add_derived(config, backend, params)
+        if experts is not None:
+            experts.settle()
     model = LanguageModel(backend, config, params, found[0], cache or Contiguous())
     if experts is not None:
-        model.experts = experts
-        if residency.prefetch and backend.precision != "exact":
-            model.engine.look.tap = experts.looking_ahead(config, params)
+        model.take_experts(experts)
     model.source, model.folder, model.adapter = str(source), None if random else folder, adapter
     model.original, model.end_of_text_ids = original, original.end_of_text_ids
     model.load_seconds = time.perf_counter() - begin

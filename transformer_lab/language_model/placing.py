@@ -11,9 +11,18 @@ from transformer_lab.model.parameters import nest, shapes
 from transformer_lab.sources import Progress
 
 
-def placed(config: ModelConfig, backend: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameters of a forward pass, of weights that are at hand: dotted name -> NumPy array, kernels [in, out]."""
-    params = nest({name: backend.place(name, array) for name, array in arrays.items()})
+def placed(
+    config: ModelConfig,
+    backend: Any,
+    arrays: Mapping[str, np.ndarray],
+    place: Callable[[str, np.ndarray], Any] | None = None,
+) -> dict[str, Any]:
+    """The parameters of a forward pass, of weights that are at hand: dotted name -> NumPy array, kernels [in, out].
+
+    place: what brings one there; None is `backend.place`.
+    """
+    place = place or backend.place
+    params = nest({name: place(name, array) for name, array in arrays.items()})
     add_derived(config, backend, params)
     return params
 

@@ -10,7 +10,6 @@ Mazur 2023, arXiv 2312.17238, section 3.2). A thread reads them meanwhile.
 """
 
 import hashlib
-import math
 import threading
 import weakref
 from collections import OrderedDict
@@ -30,19 +29,26 @@ from transformer_lab.ffn.moe import mixtures
 from transformer_lab.model.config import ModelConfig
 from transformer_lab.paths import cache_folder, expanded
 from transformer_lab.router.router import Router
+from transformer_lab.tiers.block import Block
+from transformer_lab.tiers.block_file import file_size, header_of
 from transformer_lab.tiers.key import named_key
 from transformer_lab.tiers.tiers import Tiers
 
 
 @dataclass
 class ResidencyCounts:
-    """In kernels, each of one map of one expert, and in bytes as they are placed."""
+    """In kernels, each of one map of one expert, and in bytes as they are placed.
 
-    hits: int = 0
-    misses: int = 0
+    A kernel that was needed is a hit, a miss or awaited; the three together are how often one was. What is read to save
+    or to hash the whole model is not counted.
+    """
+
+    hits: int = 0  # it was in memory
+    misses: int = 0  # it was read because it was needed
+    awaited: int = 0  # it was guessed, and still being read
     evicted: int = 0
     prefetched: int = 0  # read because they were guessed
-    guessed_right: int = 0  # of these, used before they went
+    guessed_right: int = 0  # of these, used before they went: hits, or awaited
     resident_bytes: int = 0
     most_resident_bytes: int = 0
 
@@ -51,8 +57,8 @@ class ResidencyCounts:
 class Residency:
     """bytes: how many the kernels of experts may take on the device; what is being used may be above them.
 
-    folder: of the files, None for `experts` in the cache folder. disk_bytes: their budget, which must hold the whole
-    model's experts. prefetch: whether the next layer's experts are guessed.
+    folder: in which the files are, in a folder `experts` of their own; None is the cache folder. disk_bytes: their
+    budget, which must hold the whole model's experts. prefetch: whether the next layer's experts are guessed.
     """
 
     bytes: int = 2**30
@@ -66,22 +72,27 @@ class Residency:
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 message = f"residency.{name} is {size!r}; it must be a whole number of bytes, at least 1."
                 raise ConfigurationError(message)
+        if self.folder is not None and not str(self.folder).strip():
+            message = "residency.folder is empty. Give the name of a folder, or leave it out for the cache folder."
+            raise ConfigurationError(message)
 
     def begin(self, ops: Any, config: ModelConfig) -> "ResidentExperts":
-        """Raises ConfigurationError for a model without experts, and for a backend that compiles what it runs."""
+        """Raises ConfigurationError for a model without experts, for a backend that compiles what it runs, and for a
+        budget of the files that is too small; UnavailableError for a folder that cannot be used."""
         if not (found := mixtures(config)):
             message = "residency is for the experts of a mixture, and this model has none. Leave it out."
             raise ConfigurationError(message)
-        needed = (8 if ops.precision == "float64" else 4) * sum(
-            math.prod(shape)
+        dtype = np.dtype(np.float64 if ops.precision == "float64" else np.float32)
+        needed = sum(
+            shape[0] * _size_of_file(shape[1:], dtype)
             for ffn in found.values()
             for name, shape in ffn.experts.shapes(config.hidden_size).items()
             if name.endswith(".kernel")
         )
         if needed > self.disk_bytes:
             message = (
-                f"residency.disk_bytes is {self.disk_bytes:,}, and the kernels of this model's experts take "
-                f"{needed:,} bytes and a little more. Give it more."
+                f"residency.disk_bytes is {self.disk_bytes:,}, and the files of this model's experts take {needed:,} "
+                "bytes. Give it as many, or more."
             )
             raise ConfigurationError(message)
         if not ops.in_place and ops.precision != "exact":
@@ -90,7 +101,11 @@ class Residency:
                 "meanwhile. Use backend=numpy or torch, or precision=exact."
             )
             raise ConfigurationError(message)
-        return ResidentExperts(ops, self)
+        if self.prefetch and ops.precision == "exact":
+            message = "residency.prefetch is true, and exact mode guesses no experts. Leave it out there."
+            raise ConfigurationError(message)
+        folder = cache_folder() if self.folder is None else expanded(self.folder)
+        return ResidentExperts(ops, self, folder.absolute() / "experts")  # a cache may have its own files beside it
 
 
 @dataclass(eq=False)
@@ -108,15 +123,13 @@ class ResidentExperts:
 
     ops: Any
     policy: Residency
+    folder: Path
     counts: ResidencyCounts = field(default_factory=ResidencyCounts)
 
     def __post_init__(self) -> None:
-        folder = cache_folder() / "experts" if self.policy.folder is None else expanded(self.policy.folder)
-        self.tiers = Tiers(0, folder, self.policy.disk_bytes)
-        if self.tiers.off is not None:
-            message = f"Experts cannot be kept in {folder}. {self.tiers.off} Give another residency.folder."
-            raise UnavailableError(message)
-        self._folder, self._keys = folder, dict[str, list[bytes]]()
+        self.tiers = Tiers(0, self.folder, self.policy.disk_bytes, warns=False)
+        self._require_files()
+        self._keys: dict[str, list[bytes]] = {}
         self._hot: OrderedDict[tuple[str, int], _Placed] = OrderedDict()
         self._coming: dict[tuple[str, int], Future[_Placed]] = {}
         self._lock = threading.Lock()
@@ -127,17 +140,33 @@ class ResidentExperts:
         """As `Backend.place`; of the kernels of experts [E, in, out] what fetches one when it is needed."""
         if array.ndim != 3 or not name.endswith(".kernel"):
             return self.ops.place(name, array)
-        self._keys[name] = [self._put(name, np.ascontiguousarray(one)) for one in array]
-        return Fetched(len(array), lambda number: self.kernel(name, number))
+        self._keys[name] = [self._put(np.ascontiguousarray(one)) for one in array]
+        self._require_files()
+        return Fetched(len(array), lambda number: self.kernel(name, number), lambda number: self.read(name, number))
+
+    def settle(self) -> None:
+        """Waits until all that was placed is in the files. Raises UnavailableError if it is not: a full disk is found
+        here, and not in the middle of a text."""
+        self.tiers.flush()
+        self._require_files()
+        for name, keys in self._keys.items():
+            for number, key in enumerate(keys):
+                if not self.tiers.contains(key):
+                    raise self._gone(name, number)
+
+    def anew(self) -> "ResidentExperts":
+        """For other weights of the same model, in the same folder under the same budgets; nothing is in it yet."""
+        return ResidentExperts(self.ops, self.policy, self.folder)
 
     def kernel(self, name: str, number: int) -> Any:
         """The placed kernel of this expert. Raises UnavailableError if its file cannot be read any more."""
         at = (name, number)
         with self._lock:
             here = self._hot.get(at)
-            coming = self._coming.get(at)
+            coming = None if here is not None else self._coming.get(at)
             self.counts.hits += here is not None
-            self.counts.misses += here is None
+            self.counts.awaited += coming is not None
+            self.counts.misses += here is None and coming is None
             if here is not None:
                 self._hot.move_to_end(at)
                 self.counts.guessed_right += here.guessed
@@ -153,6 +182,10 @@ class ResidentExperts:
         self._keep(at, placed)
         return placed.kernel
 
+    def read(self, name: str, number: int) -> Any:
+        """The same past all that is kept: nothing is counted, and nothing goes for it."""
+        return self._read((name, number)).kernel
+
     def guess(self, name: str, number: int) -> None:
         """It will be needed soon: a thread reads it."""
         at = (name, number)
@@ -166,11 +199,12 @@ class ResidentExperts:
         """What a record says of it."""
         return asdict(self.counts) | {"tiers": asdict(self.tiers.ledger)}
 
-    def _put(self, name: str, kernel: np.ndarray) -> bytes:
-        """The key of its content, under which it is in the files afterwards."""
+    def _put(self, kernel: np.ndarray) -> bytes:
+        """The key of its content, under which it is in the files afterwards. What is there already is read once: a
+        damaged file goes by that, and is written again."""
         digest = hashlib.sha256(kernel.reshape(-1).view(np.uint8).data).digest()
         key = named_key(digest, f"kernel {kernel.dtype} {kernel.shape}")
-        if not self.tiers.contains(key):
+        if not self.tiers.contains(key) or self.tiers.get(key, ()) is None:
             self.tiers.put(key, (), {"kernel": kernel})
         return key
 
@@ -178,14 +212,22 @@ class ResidentExperts:
         name, number = at
         found = self.tiers.get(self._keys[name][number], ())
         if found is None:
-            message = (
-                f"An expert's kernel, {name} number {number}, is not in {self._folder} any more. Load the model again; "
-                "residency.disk_bytes must hold all of its experts."
-            )
+            self._require_files()
+            raise self._gone(name, number)
+        kernel = self.ops.place(name, found.arrays["kernel"])
+        return _Placed(kernel, _bytes_of(kernel))
+
+    def _require_files(self) -> None:
+        if self.tiers.reason is not None:
+            message = f"Experts cannot be kept in {self.folder}: {self.tiers.reason}. Give another residency.folder."
             raise UnavailableError(message)
-        kernel = found.arrays["kernel"]
-        wider = 2 if self.ops.precision == "exact" else 1  # which keeps kernels in float64
-        return _Placed(self.ops.place(name, kernel), kernel.nbytes * wider)
+
+    def _gone(self, name: str, number: int) -> UnavailableError:
+        message = (
+            f"An expert's kernel, {name} number {number}, is not in {self.folder} any more. Load the model again; "
+            "residency.disk_bytes must hold all of its experts."
+        )
+        return UnavailableError(message)
 
     def _read_ahead(self, at: tuple[str, int]) -> _Placed:
         try:
@@ -232,3 +274,14 @@ class ResidentExperts:
             for name in self._keys:
                 if name.startswith(prefix):
                     self.guess(name, number)
+
+
+def _size_of_file(shape: Sequence[int], dtype: np.dtype) -> int:
+    """Of one kernel, in bytes; nothing of its size is made for it."""
+    block = Block((), {"kernel": np.broadcast_to(np.zeros((), dtype), shape)})
+    return file_size(header_of(bytes(32), block), block)
+
+
+def _bytes_of(kernel: Any) -> int:
+    """Of a placed kernel, which may be several arrays: numbers of a lower precision with their scales, say."""
+    return sum(map(_bytes_of, kernel)) if isinstance(kernel, tuple) else int(kernel.nbytes)

@@ -6,7 +6,7 @@ next start checks and adopts or removes, or a row without a file, which is a mis
 every lock. Several processes may use one folder.
 
 Whatever goes wrong beyond a block, a full disk, a folder that is gone, a mistake of ours, switches the tier off, and
-`off` says why: a cache is no reason for a run to end.
+`off` says why: a cache is no reason for a run to end. For whom it is one there is the bare `reason`.
 """
 
 import hashlib
@@ -52,6 +52,7 @@ class Cold:
         self._made_again = False
         self.lock = threading.RLock()  # of the index and the counts
         self.off: str | None = None
+        self.reason: str | None = None  # of `off`, alone
         with self._switching_off(), self.lock:
             self._folder = folder.absolute()  # the working folder of the process may change
             make_folder(self._folder)
@@ -118,6 +119,7 @@ class Cold:
 
     def switch_off(self, reason: str) -> None:
         """From now on there is nothing here. The first reason stays."""
+        self.reason = self.reason or reason
         self.off = self.off or f"The cold tier in {self._folder} is switched off: {reason}. The run goes on without it."
         self.close()
 

@@ -37,7 +37,8 @@ class Tiers:
 
     What is put under a key and tokens is always the same: a key stands for all that its arrays depend on (`key.py`).
     With 0 bytes, or without a folder, a tier is off. A cold tier that cannot go on switches itself off with one
-    TierWarning. Raises ConfigurationError for a negative budget.
+    TierWarning; with warns=False silently, for an owner who cannot go on without it and asks `reason`. Raises
+    ConfigurationError for a negative budget.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Tiers:
         cold_folder: Path | None = None,
         cold_bytes: int = 0,
         policy: Callable[[], Eviction] = LeastRecentlyUsed,
+        warns: bool = True,
     ) -> None:
         if warm_bytes < 0 or cold_bytes < 0:
             message = f"A tier of {min(warm_bytes, cold_bytes)} bytes was asked for. Give 0 (off) or more bytes."
@@ -57,7 +59,7 @@ class Tiers:
         self._change = threading.Condition(threading.RLock())
         self._wanted: deque[tuple[bytes, tuple[int, ...]]] = deque(maxlen=_MOST_WANTED)
         self._reading: set[bytes] = set()  # keys of files that a thread is reading
-        self._closed = self._said = False
+        self._closed, self._said = False, not warns
         self._process = os.getpid()
         works = (self._write, self._read_ahead) if self._cold is not None else ()
         self._threads = [threading.Thread(target=work, daemon=True) for work in works]
@@ -132,6 +134,11 @@ class Tiers:
     def off(self) -> str | None:
         """Why the cold tier is switched off, in words; None if it is not."""
         return None if self._cold is None else self._cold.off
+
+    @property
+    def reason(self) -> str | None:
+        """The same in the system's words alone."""
+        return None if self._cold is None else self._cold.reason
 
     def check(self) -> list[str]:
         """In words, each law of the ledger that is broken now."""

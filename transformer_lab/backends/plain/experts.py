@@ -21,20 +21,24 @@ class Stacked(tuple[Any, ...]):
 
 
 class Fetched(Stacked):
-    """The same, of which each is brought when somebody takes it: by `fetch(number)`."""
+    """The same, of which each is brought when somebody takes it: by `fetch(number)`.
+
+    Who goes through them all, to write them down say, gets each by `read(number)`, which is to leave no trace.
+    """
 
     fetch: Callable[[int], Any]
+    read: Callable[[int], Any]
 
-    def __new__(cls, count: int, fetch: Callable[[int], Any]) -> "Fetched":
+    def __new__(cls, count: int, fetch: Callable[[int], Any], read: Callable[[int], Any]) -> "Fetched":
         made = super().__new__(cls, range(count))
-        made.fetch = fetch
+        made.fetch, made.read = fetch, read
         return made
 
     def __getitem__(self, number: Any) -> Any:
         return self.fetch(int(number))
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self.fetch, range(len(self)))
+        return map(self.read, range(len(self)))
 
 
 def picked(ops: Any, params: Any, index: Any) -> Any:
