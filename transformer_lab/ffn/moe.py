@@ -154,7 +154,7 @@ class MixtureOfExperts:
         if weights.shape != ids.shape:
             message = (
                 f"{type(router).__name__} gave weights of the shape {tuple(weights.shape)} for chosen experts of the "
-                f"shape {tuple(ids.shape)}. `weigh` must give one weight for each."
+                f"shape {tuple(ids.shape)}. It must give one weight for each."
             )
             raise ConfigurationError(message)
         if router.drops:
@@ -228,7 +228,7 @@ class MixtureOfExperts:
         have = {name: tuple(array.shape) for name, array in state.items()}
         new = {name: tuple(array.shape) for name, array in moved.items()} if isinstance(moved, Mapping) else moved
         if new != have:
-            message = f"{type(self.balancer).__name__}.moved gave {new!r}; it must give what its `states` has: {have}."
+            message = f"{type(self.balancer).__name__}.moved gave {new!r}; it must give what its states are: {have}."
             raise ConfigurationError(message)
         return moved
 
