@@ -5,6 +5,7 @@ same (`provenance.py`, `tiers/key.py`). The pool is the hot tier; a text's block
 """
 
 import math
+import secrets
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +46,8 @@ class TieredPool(PrefixPool):
         self._folder = None if policy.cold_folder is None else Path(policy.cold_folder)
         self._require_room(policy)
         self.tiers = Tiers(policy.warm_bytes, self._folder, policy.cold_bytes, EVICTIONS[policy.eviction])
-        self.shadow = Shadow(policy.shadow)
+        # Others in each process: a short run may have fewer hits than come before the first of one fixed choice.
+        self.shadow = Shadow(policy.shadow, seed=secrets.randbits(64))
         self.sound = True  # no block was found to be another than what is computed
         self._stored: Any = BELOW[policy.below].stored
         self._start = first_key(provenance(ops, config, params, policy.block, policy.below))
