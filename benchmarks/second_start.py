@@ -82,16 +82,15 @@ def start_llama(start: str, folder: Path, seed: int) -> Start:
     context = llama.llama_init_from_model(model, settings)
     memory = llama.llama_get_memory(context)
     loaded = time.perf_counter()
-    count, left = ctypes.c_size_t(0), [*shared, *own]
+    count = ctypes.c_size_t(0)
     if start == "again":
         assert llama.llama_state_load_file(context, state, room, CONTEXT, ctypes.byref(count))
         assert list(room[: count.value]) == shared and llama.llama_memory_seq_pos_max(memory, 0) == SHARED - 1
-        left = own
-    elif start == "first":
+    else:  # in the same two pieces, so that a state that is restored must give the same token
         decode(llama, context, shared)
+    if start == "first":
         assert llama.llama_state_save_file(context, state, (llama.llama_token * SHARED)(*shared), SHARED)
-        left = own
-    decode(llama, context, left)
+    decode(llama, context, own)
     logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(context, -1), shape=(VOCABULARY,))
     token = int(logits.argmax())
     first = time.perf_counter()
