@@ -12,6 +12,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from transformer_lab.cache import tiered
 from transformer_lab.cache.none import NoCache
 from transformer_lab.cache.paged import Paged
 from transformer_lab.cache.prefix import Prefix
+from transformer_lab.cache.provenance import described
 from transformer_lab.cache.tiered import Tiered
 from transformer_lab.cli import main
 from transformer_lab.errors import ConfigurationError
@@ -345,6 +347,17 @@ def test_the_code_and_all_that_a_part_holds_are_in_the_key(tmp_path, monkeypatch
     assert found("part_of_mine", 1.5, 1) == 0
     assert found("part_of_mine", 1.5, 2) == 0  # a field that repr leaves out, of which it would show three numbers
     assert found("part_of_mine", 1.5, 2) == 28
+
+
+def scaled(factor):
+    return lambda x: x * factor
+
+
+def test_functions_count_with_what_they_hold():
+    """Two of the same name and code compute otherwise by what is around them."""
+    said = {described(one, set()) for one in (scaled(1.0), scaled(2.0), partial(max, 1), partial(max, 2))}
+    assert len(said) == 4 and described(scaled(2.0), set()) in said
+    assert described({"f": ROTARY}, set()) == described({"f": replace(ROTARY)}, set())
 
 
 def test_the_code_of_this_package_is_in_the_key(tmp_path, monkeypatch):

@@ -51,12 +51,15 @@ def described(value: Any, modules: set[str]) -> str:
         return repr(value)
     if callable(value) and hasattr(value, "__qualname__"):
         modules.add(value.__module__)
-        return f"{value.__module__}.{value.__qualname__}"
+        around = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+        around += getattr(value, "__defaults__", None) or ()
+        around = [repr(one) if callable(one) else one for one in around]  # a function may hold itself
+        return f"{value.__module__}.{value.__qualname__} {described(around, modules)}"
     modules |= {kind.__module__ for kind in type(value).__mro__}
     if is_dataclass(value):  # without what it has worked out since it was made
         held = {field.name: getattr(value, field.name) for field in fields(value)}
-    else:
-        held = vars(value) if hasattr(value, "__dict__") else {"itself": repr(value)}
+    else:  # a repr that says where it lies in memory is another one in each process, and nothing is found
+        held = {"itself": repr(value), **getattr(value, "__dict__", {})}
     return f"{type(value).__module__}.{type(value).__qualname__} {described(held, modules)}"
 
 

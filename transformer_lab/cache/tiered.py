@@ -53,6 +53,7 @@ class TieredPool(PrefixPool):
         self._start = first_key(provenance(ops, config, params, policy.block, policy.below))
         self._doubted: dict[bytes, Found] = {}  # hits that are computed again
         self._from_below: set[int] = set()  # blocks whose numbers were read from the tiers
+        self._most: int | None = None  # blocks that the last tier has room for, once one is there
         self._hits = 0
         self._inert: list[str] = []
         weakref.finalize(self, self.tiers.finish)  # at the end of the process too
@@ -133,9 +134,10 @@ class TieredPool(PrefixPool):
 
     def _put(self, keyed: Sequence[tuple[tuple[bytes, tuple[int, ...]], int]]) -> None:
         """From the last to the first, as they are read; and of a text that is longer than the tiers, the beginning."""
-        (key, part), block = keyed[0]
-        most = self.tiers.most_like(key, part, self._read(block))
-        for (key, part), block in reversed(keyed[:most]):
+        if self._most is None:
+            (key, part), block = keyed[0]
+            self._most = self.tiers.most_like(key, part, self._read(block))
+        for (key, part), block in reversed(keyed[: self._most]):
             if not self.tiers.contains(key):
                 self.tiers.put(key, part, self._read(block))
 

@@ -46,11 +46,11 @@ def read_from_below(model: LanguageModel, policy: CachePolicy, ids: Sequence[int
     blocks = sequences.cache.tables[0][: sequences.cache.known[0] // pool.size]
     found = [[np.asarray(model.backend.to_numpy(one))[:, blocks] for one in pools] for pools in pool.layers]
     sequences.end()
+    names = [[f"blocks.{layer}.attn.{part}" for part in ("k", "v")] for layer in range(len(found))]
+    taps = model.record(list(ids), [name for pair in names for name in pair])
     largest = ratio = 0.0
-    for layer, pools in enumerate(found):
-        names = [f"blocks.{layer}.attn.{part}" for part in ("k", "v")]
-        taps = model.record(list(ids), names)
-        for name, again in zip(names, pools, strict=True):
+    for pair, pools in zip(names, found, strict=True):
+        for name, again in zip(pair, pools, strict=True):
             heads, count, size, width = again.shape
             x = np.asarray(taps[name], np.float64)[0, :, : count * size]
             off = difference(again.reshape(heads, count * size, width), x)

@@ -214,8 +214,8 @@ def _not_found(content: dict[str, Any]) -> str | None:
 
 def _in_exact_mode(model: LanguageModel, windows: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Logits in exact mode: {"elements", and how many differ: "differing" of texts alone, "differing_again" of the same
-    a second time, "differing_from_below" after what was kept on the device was given away, "differing_in_batch" of
-    unequal rows}."""
+    a second time, "differing_in_batch" of unequal rows; where there are tiers, "differing_from_below", after what was kept
+    on the device was given away}."""
     exact = _exactly(model)
     some = [list(ids[:EXACT_TOKENS]) for ids in windows[:3]]
     prompts = [max(1, len(ids) // 2) for ids in some]
@@ -226,9 +226,10 @@ def _in_exact_mode(model: LanguageModel, windows: Sequence[Sequence[int]]) -> di
     expected = [uncached(exact, ids, prompt) for ids, prompt in zip(some, prompts, strict=True)]
     alone = [fed(exact, [ids], [prompt]).logits[0] for ids, prompt in zip(some, prompts, strict=True)]
     again = [fed(exact, [ids], [prompt]).logits[0] for ids, prompt in zip(some, prompts, strict=True)]
-    if isinstance(exact.engine.memory, PrefixPool):
-        exact.engine.memory.forget()
-    below = [fed(exact, [ids], [prompt]).logits[0] for ids, prompt in zip(some, prompts, strict=True)]
+    memory, below = exact.engine.memory, None
+    if isinstance(memory, PrefixPool) and memory.has_tiers:
+        memory.forget()
+        below = [fed(exact, [ids], [prompt]).logits[0] for ids, prompt in zip(some, prompts, strict=True)]
     # Three rows of which neither the first nor the last is the longest, so that no row's length serves for all.
     short, middle, long = sorted([*some[:3], some[0], some[0]][:3], key=len)
     rows = [short[: max(2, len(short) // 2)], long, middle[: max(2, len(middle) * 3 // 4)]]
@@ -243,9 +244,8 @@ def _in_exact_mode(model: LanguageModel, windows: Sequence[Sequence[int]]) -> di
         "elements": sum(one.size for one in expected),
         "differing": differing(alone, expected),
         "differing_again": differing(again, expected),
-        "differing_from_below": differing(below, expected),
         "differing_in_batch": differing(together, of_rows),
-    }
+    } | ({} if below is None else {"differing_from_below": differing(below, expected)})
 
 
 def _exactly(model: LanguageModel) -> LanguageModel:
@@ -263,7 +263,7 @@ def _broken_bits(found: dict[str, Any]) -> list[str]:
         "differing_from_below": "of a text that came before, and is kept below the device,",
         "differing_in_batch": "in a batch",
     }
-    return [f"{found[name]:,} logits {way} differ in exact mode" for name, way in ways.items() if found[name]]
+    return [f"{found[name]:,} logits {way} differ in exact mode" for name, way in ways.items() if found.get(name)]
 
 
 def _truth(model: LanguageModel) -> LanguageModel:
