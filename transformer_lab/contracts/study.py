@@ -214,8 +214,8 @@ def _not_found(content: dict[str, Any]) -> str | None:
 
 def _in_exact_mode(model: LanguageModel, windows: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Logits in exact mode: {"elements", and how many differ: "differing" of texts alone, "differing_again" of the same
-    a second time, "differing_in_batch" of unequal rows; where there are tiers, "differing_from_below", after what was kept
-    on the device was given away}."""
+    a second time, "differing_in_batch" of unequal rows; and, where there are tiers, "differing_from_below", after the
+    device has given away what it kept}."""
     exact = _exactly(model)
     some = [list(ids[:EXACT_TOKENS]) for ids in windows[:3]]
     prompts = [max(1, len(ids) // 2) for ids in some]
